@@ -1,0 +1,57 @@
+"""Cutaway: reverse-engineer trained neural networks, and test every explanation causally.
+
+The names below are loaded when they are first used, so `import cutaway` is light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Network": "run.network",
+    "Trace": "run.trace",
+    "Site": "site",
+    "Directions": "basis",
+    "Intervention": "run.interventions",
+    "zero": "run.interventions",
+    "mean": "run.interventions",
+    "resample": "run.interventions",
+    "patch": "run.interventions",
+    "add": "run.interventions",
+    "scale": "run.interventions",
+    "project_out": "run.interventions",
+    "apply": "run.interventions",
+    "lift": "lift",
+    "errors": "errors",
+    "CutawayError": "errors",
+}
+
+__all__ = [*_NAMES, "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'cutaway' has no attribute {name!r}")
+    module = import_module(f".{_NAMES[name]}", __name__)
+    found = module if name == "errors" else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+def open(what: Any, *, tokenizer: Any = None, name: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Open a network: a bundled organism's name, a torch module, a local Hugging Face folder, or a hub id.
+
+    `tokenizer` (for modules): a list of words, a transformers tokenizer, or an object with encode, decode and token.
+    Returns a `Network`. Raises ModelError or FormatError when it cannot be opened.
+    """
+    from .lift import lift
+    from .run.opening import open_network
+
+    return open_network(what, lifter=lift, tokenizer=tokenizer, name=name, trust_remote_code=trust_remote_code)

@@ -1,0 +1,64 @@
+"""The parts that lifting finds: blocks with reads, a write and slots.
+
+A block is one invocation of a nonlinear piece of a network (an attention, an MLP's activation, a convolution, a step of a
+recurrent cell). Its write is divided into slots along an axis (heads, neurons, channels, state units); each slot is a
+component that can be a node of a circuit. A read is where values enter the block; everything between the writes of
+earlier blocks and a read is wiring: linear paths and the norms that belong to the reader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Slots:
+    """`count` equal parts of a value along `axis`: the axis itself or runs of it; `tiled` when batch is folded in
+    (the axis is batch × slots, slots fastest)."""
+
+    axis: int
+    count: int
+    tiled: bool = False
+
+
+@dataclass(frozen=True)
+class Read:
+    """A value as it enters a block through a port."""
+
+    port: str
+    value: int
+    slots: Slots
+
+
+@dataclass
+class Block:
+    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, or "" for one slot."""
+
+    kind: str
+    reads: tuple[Read, ...]
+    write: int
+    slots: Slots
+    mark: str
+    members: frozenset[int]
+    name: str = ""
+    step: int = 0
+    key: tuple[object, ...] = ()
+    extra: dict[str, int] = field(default_factory=dict)
+
+    def slot_names(self) -> list[str]:
+        """The components' names, one a slot, the same for every step."""
+        if not self.mark:
+            return [self.name]
+        return [f"{self.name}.{self.mark}{slot}" for slot in range(self.slots.count)]
+
+    def reader_names(self, read: Read) -> list[str]:
+        """The names of the read's slots, with the port."""
+        if not read.port:
+            return [self.name]
+        if not self.mark or read.slots.count == 1:
+            return [f"{self.name}.{read.port}"]
+        mark = self.mark if read.slots.count == self.slots.count else f"g{self.mark}"
+        return [f"{self.name}.{mark}{slot}.{read.port}" for slot in range(read.slots.count)]
+
+
+AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state"}

@@ -1,0 +1,160 @@
+"""Lifting: from the op graph of a run to components, by dataflow alone.
+
+The driver is a table of contents: open recurrent ops, find sources, find blocks, find the residual stream, name sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import SiteError
+from ..run.structure import tensors
+from ..run.tape import Tape
+from ..run.trace import Found, Trace
+from . import ops
+from .assemble import blocks
+from .blocks import AXES, Block, Read, Slots
+from .flow import Flow
+from .names import resolve, standard_sites
+from .ops import active, sort_name
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the network: `count` units along `axis` of the value at `site`; `sites` are its invocations."""
+
+    name: str
+    kind: str
+    site: str
+    axis: str
+    count: int
+    calls: int
+    reads: tuple[str, ...]
+
+
+@dataclass
+class Lifted:
+    """What lifting found in one run. `blocks` are in order of execution; `sources` come before, `output` after."""
+
+    tape: Tape
+    flow: Flow
+    sources: list[Block]
+    constants: list[Block]
+    blocks: list[Block]
+    output: Block
+    unembed: str | None
+    sites: dict[str, Found] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> list[str]:
+        """The values of the residual stream, in order."""
+        return [name for name in self.sites if name.startswith("resid.")]
+
+    def find(self, name: str) -> Found:
+        """Where a standard name, or a TransformerLens name, lies. Raises SiteError with near names."""
+        return resolve(name, self.sites, self.tape.graph)
+
+    def components(self) -> list[Component]:
+        """One row a component kind and layer: heads, neurons, channels, state units, embeddings, the unembedding."""
+        rows: dict[str, Component] = {}
+        for block in [*self.sources, *self.constants, *self.blocks]:
+            if block.name in rows:
+                rows[block.name] = replace(rows[block.name], calls=rows[block.name].calls + 1)
+                continue
+            shape = self.flow.shape(block.write)
+            neurons = block.kind == "mlp" and bool(shape)
+            axis = "neuron" if neurons else AXES.get(block.mark, "")
+            count = shape[-1] if neurons else block.slots.count
+            reads = tuple(dict.fromkeys(read.port for read in block.reads))
+            rows[block.name] = Component(block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads)
+        if self.unembed is not None:
+            width = self.flow.shape(self.output.reads[0].value)[-1]
+            rows["unembed"] = Component("unembed", "unembedding", self.unembed, "vocab", width, 1, ("in",))
+        return list(rows.values())
+
+    def __iter__(self) -> Any:
+        return iter(self.components())
+
+    def __str__(self) -> str:
+        rows = [("component", "kind", "units", "calls", "reads", "site")]
+        for part in self.components():
+            units = f"{part.count} {part.axis}s" if part.axis else "1"
+            rows.append((part.name, part.kind, units, str(part.calls), " ".join(part.reads), part.site))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row[:5], widths, strict=True)) + "  " + row[5] for row in rows]
+        return "\n".join([*lines, f"residual stream: {len(self.streams)} values"])
+
+
+def lift(trace: Trace) -> Lifted:
+    """The components of a run, with the standard names of its sites. Raises SiteError when no output depends on an input."""
+    recurrent = [trace.graph.address(op) for op in trace.graph.ops if sort_name(op) in ops.RECURRENT]
+    tape = trace.tape_with(recurrent)
+    first = next(tensors((trace.args, trace.kwargs)), None)
+    flow = Flow(tape, first.shape[0] if first is not None and first.ndim else 1)
+    output = next((value for value in tape.graph.outputs if value in flow.activations), None)
+    if output is None:
+        raise SiteError("No floating point output of this run depends on its inputs, so there is nothing to lift.")
+    found = blocks(flow)
+    ending = Block("output", (Read("", output, _whole(flow, output)),), -1, Slots(0, 1), "", frozenset(), "logits")
+    sources = _sources(flow, [*found, ending])
+    lifted = Lifted(tape, flow, sources, _constants(flow), found, ending, _unembed(flow, output))
+    lifted.sites = standard_sites(flow, sources + lifted.constants, found, output)
+    return lifted
+
+
+def _whole(flow: Flow, value: int) -> Slots:
+    return Slots(max(len(flow.shape(value)) - 1, 0), 1)
+
+
+def _sources(flow: Flow, found: Iterable[Block]) -> list[Block]:
+    """Where activations begin: embeddings of ids, floating point inputs, a first convolution into a stream."""
+    writes = {block.write for block in found}
+    wanted: set[int] = set()
+    waiting = [read.value for block in found for read in block.reads]
+    first = {read.value for block in found for read in block.reads if read.value == block.write}
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if value in seen or value not in flow.activations or (value in writes and value not in first):
+            continue
+        seen.add(value)
+        op = flow.maker(value)
+        if op is None or not active(op, flow.activations):
+            wanted.add(value)
+        else:
+            waiting.extend(op.inputs)
+    sources, counts = [], {"embed": 0, "input": 0}
+    for value in sorted(wanted):
+        kind = "input" if flow.graph.values[value].op < 0 else "embed"
+        name = kind + (str(counts[kind]) if counts[kind] else "")
+        counts[kind] += 1
+        sources.append(Block("embedding" if kind == "embed" else "input", (), value, _whole(flow, value), "", frozenset(), name))
+    return sources
+
+
+def _constants(flow: Flow) -> list[Block]:
+    """Values made of parameters alone that are added to activations: position embeddings."""
+    found: list[Block] = []
+    for op in flow.graph.ops:
+        if sort_name(op) not in ("add", "iadd") or not flow.moves(op):
+            continue
+        for value in op.inputs:
+            maker = flow.maker(value)
+            from_table = maker is not None and any(flow.graph.values[source].kind == "param" for source in maker.inputs)
+            embedding = maker is not None and sort_name(maker) in ("embedding", "getitem", "slice", "index_select")
+            if value not in flow.activations and from_table and embedding and len(flow.shape(value)) >= 2:
+                name = "pos_embed" + (str(len(found)) if found else "")
+                found.append(Block("embedding", (), value, _whole(flow, value), "", frozenset(), name))
+    return found
+
+
+def _unembed(flow: Flow, output: int) -> str | None:
+    """The parameter of the last contraction before the output, if nothing but soft ops stands between."""
+    for end in flow.back(output, lambda op: flow.is_soft(op) or sort_name(op) in ops.ELEMENTWISE):
+        op = flow.maker(end)
+        if op is not None and sort_name(op) in ops.CONTRACTION and flow.linear[op.index]:
+            names = [flow.graph.site(value) for value in op.inputs if flow.graph.values[value].kind == "param"]
+            return max(names, key=lambda name: len(flow.shape(flow.graph.addresses[name])), default=None)
+    return None

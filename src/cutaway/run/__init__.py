@@ -1,0 +1,1 @@
+"""Record, replay, intervene. torch starts here."""

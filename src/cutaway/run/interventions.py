@@ -1,0 +1,177 @@
+"""Interventions: a site and an edit, as data.
+
+`zero`, `mean`, `resample`, `patch`, `add`, `scale`, `project_out` and `apply` make one. An edit acts on the part of the
+value that the site's indices name, in a basis if one is given; the rest of the value is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis, edit_in
+from ..errors import InputError, SiteError
+from ..site import Index, Site, read_index
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """An edit at a site. `arg` is what the kind needs: a source run, a vector, a factor or a function."""
+
+    site: Site
+    kind: str
+    arg: Any = None
+    basis: Basis | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """What the intervention does, JSON-able; tensors and runs by their shape or name."""
+        return {"site": str(self.site), "kind": self.kind, "arg": _describe(self.arg), **self.settings}
+
+
+def zero(site: str | Site, basis: Basis | None = None) -> Intervention:
+    """Zero ablation."""
+    return Intervention(Site.parse(site), "zero", basis=basis)
+
+
+def mean(site: str | Site, over: Any = None, basis: Basis | None = None) -> Intervention:
+    """Mean ablation: the mean over the batch of `over` (a trace), or of the run itself."""
+    return Intervention(Site.parse(site), "mean", over, basis)
+
+
+def resample(site: str | Site, source: Any = None, seed: int = 0) -> Intervention:
+    """Resample ablation: the value of another, randomly drawn row of `source` (a trace), or of the run itself."""
+    return Intervention(Site.parse(site), "resample", source, settings={"seed": seed})
+
+
+def patch(site: str | Site, source: Any, basis: Basis | None = None) -> Intervention:
+    """Activation patching: the value from `source`, a trace or a tensor of the part's shape."""
+    return Intervention(Site.parse(site), "patch", source, basis)
+
+
+def add(site: str | Site, vector: Tensor, factor: float = 1.0) -> Intervention:
+    """Steering: add `factor * vector`, broadcast over the part's leading axes."""
+    return Intervention(Site.parse(site), "add", vector, settings={"factor": factor})
+
+
+def scale(site: str | Site, factor: float | Tensor, basis: Basis | None = None) -> Intervention:
+    """Multiply by a factor."""
+    return Intervention(Site.parse(site), "scale", factor, basis)
+
+
+def project_out(site: str | Site, direction: Tensor) -> Intervention:
+    """Remove the component along `direction` [d] or the span of its rows [k, d] on the last axis."""
+    return Intervention(Site.parse(site), "project_out", direction)
+
+
+def apply(site: str | Site, function: Callable[[Tensor], Tensor], basis: Basis | None = None) -> Intervention:
+    """Any function of the part (indexed axes are kept with length one)."""
+    return Intervention(Site.parse(site), "apply", function, basis)
+
+
+# Each edit: (part of the value, the same part of the source run or None, intervention) to the new part.
+def _resample(part: Tensor, source: Tensor | None, what: Intervention) -> Tensor:
+    pool = part if source is None else source
+    generator = torch.Generator().manual_seed(what.settings["seed"])
+    rows = torch.randint(0, max(len(pool) - 1, 1), (len(part),), generator=generator)
+    if len(pool) == len(part):
+        rows = rows + (rows >= torch.arange(len(part))).long() if len(pool) > 1 else rows
+    return pool[rows.to(pool.device)]
+
+
+def _project_out(part: Tensor, source: Tensor | None, what: Intervention) -> Tensor:
+    rows = torch.atleast_2d(what.arg.to(part))
+    span = torch.linalg.qr(rows.T)[0]
+    return part - (part @ span) @ span.T
+
+
+EDITS: dict[str, Callable[[Tensor, Tensor | None, Intervention], Tensor]] = {
+    "zero": lambda part, source, what: torch.zeros_like(part),
+    "mean": lambda part, source, what: (part if source is None else source).mean(0, keepdim=True).expand_as(part),
+    "resample": _resample,
+    "patch": lambda part, source, what: (what.arg.to(part) if source is None else source).expand_as(part),
+    "add": lambda part, source, what: part + what.settings["factor"] * what.arg.to(part),
+    "scale": lambda part, source, what: part * what.arg,
+    "project_out": _project_out,
+    "apply": lambda part, source, what: what.arg(part),
+}
+
+
+def indices(site: Site, axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[Index, ...]:
+    """The site's indices as one index an axis; raises SiteError for an axis or a place that the value lacks."""
+    found: list[Index] = [slice(None)] * len(shape)
+    for axis, text in site.index:
+        if axis in axes:
+            place = axes.index(axis)
+        elif axis.lstrip("-").isdigit() and -len(shape) <= int(axis) < len(shape):
+            place = int(axis)
+        else:
+            raise SiteError(f"'{site.name}' has no axis '{axis}'; its axes are {', '.join(axes) or 'none'}.")
+        index = read_index(text)
+        for number in index if isinstance(index, tuple) else [index] if isinstance(index, int) else []:
+            if not -shape[place] <= number < shape[place]:
+                raise SiteError(f"'{site.name}' has {shape[place]} places on axis '{axis}', so there is no {number}.")
+        found[place] = index
+    return tuple(found)
+
+
+def take(value: Tensor, where: tuple[Index, ...], keep: bool = False) -> Tensor:
+    """The part of a value that indices name; single indices drop their axis unless `keep`."""
+    dropped = []
+    for axis, index in enumerate(where):
+        if isinstance(index, int):
+            index = index % value.shape[axis]
+            value = value.narrow(axis, index, 1)
+            dropped.append(axis)
+        elif isinstance(index, tuple):
+            value = value.index_select(axis, torch.tensor(index, device=value.device) % value.shape[axis])
+        elif index != slice(None):
+            low, high, _ = index.indices(value.shape[axis])
+            value = value.narrow(axis, low, max(high - low, 0))
+    return value if keep else value.squeeze(dropped) if dropped else value
+
+
+def put(value: Tensor, where: tuple[Index, ...], part: Tensor) -> Tensor:
+    """A copy of `value` with `part` (indexed axes kept) at the indices."""
+    if all(index == slice(None) for index in where):
+        return part
+    grid = torch.arange(value.numel(), device=value.device).view(value.shape)
+    places = take(grid, where, keep=True)
+    return value.flatten().index_put((places.flatten(),), part.expand(places.shape).flatten().to(value)).view(value.shape)
+
+
+def editor(what: Intervention, where: tuple[Index, ...], source: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The function of a whole value that an intervention is. `source` is the whole value in the source run."""
+
+    def change(value: Tensor) -> Tensor:
+        part = take(value, where, keep=True)
+        other = None if source is None else take(source, where, keep=True)
+        edit = EDITS[what.kind]
+        if what.basis is None:
+            new = edit(part, other, what)
+        else:
+            inside = None if other is None else what.basis.encode(other)
+            new = edit_in(what.basis, part, lambda coordinates: edit(coordinates, inside, what))
+        if new.shape != part.shape:
+            try:
+                new = new.expand(part.shape)
+            except RuntimeError:
+                raise InputError(
+                    f"The edit at '{what.site}' gave a value of shape {tuple(new.shape)} where "
+                    f"{tuple(part.shape)} was; return the same shape."
+                ) from None
+        return put(value, where, new)
+
+    return change
+
+
+def _describe(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return f"tensor {tuple(arg.shape)}"
+    if isinstance(arg, (int, float, str, type(None))):
+        return arg
+    return getattr(arg, "__name__", type(arg).__name__)

@@ -1,0 +1,190 @@
+"""A network as Cutaway holds it: the user's module, how text becomes its inputs, and what the last runs looked like."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, SiteError
+from ..site import Site
+from .interventions import Intervention
+from .record import Edits, record_tape
+from .structure import tensors
+from .trace import Trace
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer: text to ids, and an id to text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens included as the model expects them."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+
+    def token(self, text: str) -> list[int]:
+        """Token ids of a continuation, no special tokens added."""
+
+
+class Network:
+    """A module, opened. Made by `cutaway.open`; the module itself is never changed."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        source: str,
+        tokenizer: Tokenizer | None = None,
+        defaults: dict[str, Any] | None = None,
+        lifter: Callable[[Trace], Any],
+    ) -> None:
+        self.module = module
+        self.name = name
+        self.source = source
+        self.tokenizer = tokenizer
+        self.defaults = defaults or {}
+        self.lifter = lifter
+        self.versions = {id(p): p._version for p in module.parameters()}
+        self._fingerprint: str | None = None
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.module.parameters())
+        return f"Network({self.name!r}, {type(self.module).__name__}, {count:,} parameters)"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of the state dict, the first 16 hex digits."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.module.state_dict().items()):
+                if not isinstance(tensor, Tensor):
+                    continue
+                digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    # ---- inputs
+
+    def encode(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts to token ids [batch, pos]. Raises InputError for an empty batch or texts of different lengths."""
+        if self.tokenizer is None:
+            raise InputError(f"'{self.name}' has no tokenizer; give tensors, or open it with tokenizer=….")
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed:
+            raise InputError("The batch is empty; give at least one text.")
+        rows = [self.tokenizer.encode(text) for text in listed]
+        if any(len(row) != len(rows[0]) for row in rows):
+            odd = next(place for place, row in enumerate(rows) if len(row) != len(rows[0]))
+            raise InputError(
+                f"Text {odd} has {len(rows[odd])} tokens and text 0 has {len(rows[0])}; padding would change what the "
+                "network sees, so give texts of the same number of tokens."
+            )
+        if not rows[0]:
+            raise InputError("The text has no tokens; give at least one word.")
+        return torch.tensor(rows)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, as text."""
+        return [self.token_text(int(token)) for token in self.encode(text)[0]]
+
+    def token_text(self, token: int) -> str:
+        """One token as text, or its number without a tokenizer."""
+        return self.tokenizer.decode([token]) if self.tokenizer is not None else str(token)
+
+    def token_id(self, text: str) -> int:
+        """The id of a text that is exactly one token. Raises InputError otherwise."""
+        if self.tokenizer is None:
+            raise InputError(f"'{self.name}' has no tokenizer; give token ids or class numbers instead of {text!r}.")
+        ids = self.tokenizer.token(text)
+        if len(ids) != 1:
+            parts = " + ".join(repr(self.token_text(token)) for token in ids) or "no tokens"
+            raise InputError(f"{text!r} is not a single token here but {parts}; choose another word (mind the space).")
+        return ids[0]
+
+    def _inputs(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(self._input(item) for item in inputs)
+        found = list(tensors((args, kwargs)))
+        if not found and not inputs:
+            raise InputError("Nothing to run on; give a text, a list of texts or tensors.")
+        for tensor in found:
+            if tensor.ndim and tensor.shape[0] == 0:
+                raise InputError("The batch is empty; give at least one example.")
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise InputError("An input holds NaN or infinity; clean the data first.")
+        return args, {**self.defaults, **kwargs}
+
+    def _input(self, item: Any) -> Any:
+        text = isinstance(item, str) or (isinstance(item, (list, tuple)) and all(isinstance(x, str) for x in item))
+        return self.encode(item) if text else item
+
+    # ---- runs
+
+    def record(
+        self,
+        *inputs: Any,
+        keep: str | Iterable[str] = "all",
+        interventions: Sequence[Intervention] = (),
+        **kwargs: Any,
+    ) -> Trace:
+        """Run once and record. Inputs are texts or whatever the module's forward takes.
+
+        `keep`: "all", "none", or sites whose values to keep (shell patterns allowed); others are made again when read.
+        `interventions` are made during the run. Raises InputError, ModelError, SiteError.
+        """
+        args, kwargs = self._inputs(inputs, kwargs)
+        if interventions:
+            plain = self._record(args, kwargs, True)
+            return plain.replay(*interventions) if _inside(plain, interventions) else self.run_live(plain, interventions)
+        return self._record(args, kwargs, self._keep(keep, args, kwargs))
+
+    def _record(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Callable[[str], bool] | bool, edits: Edits | None = None
+    ) -> Trace:
+        tape, output = record_tape(self.module, args, kwargs, keep, edits)
+        return Trace(self, tape, args, kwargs, output)
+
+    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], bool] | bool:
+        if keep in ("all", "none"):
+            return keep == "all"
+        names = [keep] if isinstance(keep, str) else list(keep)
+        raw = [name for name in names if "/" in name or "*" in name]
+        if lifted := [name for name in names if name not in raw]:
+            reference = self._record(args, kwargs, False)
+            for name in lifted:
+                value, _ = reference.graph.find(reference.locate(Site(Site.parse(name).name)).address.split("//")[0])
+                raw.append(reference.graph.site(value))
+        exact = set(raw)
+        patterns = [name for name in raw if "*" in name or "?" in name]
+        return lambda address: address in exact or any(fnmatchcase(address, pattern) for pattern in patterns)
+
+    def run_live(self, plain: Trace, interventions: Sequence[Intervention]) -> Trace:
+        """The network run again with the edits made on the way (no replay)."""
+        _, _, edits, fired = plain._edits(interventions, set())
+        table: Edits = {}
+        for what, edit in zip(interventions, edits, strict=True):
+            address = plain.locate(what.site).address
+            if address.startswith(("param:", "buffer:", "const:")):
+                raise SiteError(f"'{address}' is not made during the run; edit it by a replay of a trace.")
+            table.setdefault(address.removesuffix(":0"), []).append(edit)
+        found = self._record(plain.args, plain.kwargs, True, table)
+        found.receipt = tuple(fire() for fire in fired)
+        found.live = True
+        return found
+
+
+def accepts(module: nn.Module, name: str) -> bool:
+    """Whether a module's forward takes a keyword of this name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def _inside(trace: Trace, interventions: Sequence[Intervention]) -> bool:
+    return any("//" in trace.locate(what.site).address for what in interventions)

@@ -1,0 +1,146 @@
+"""Opening a network: a bundled organism, a module, a local Hugging Face folder, or a hub id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import organisms
+from ..errors import FormatError, ModelError
+from .network import Network, Tokenizer, accepts
+from .trace import Trace
+
+
+class Vocabulary:
+    """A tokenizer for a fixed list of words separated by spaces."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        self._ids = {word: place for place, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words of a text; raises ModelError for a word outside the vocabulary."""
+        parts = text.split()
+        if missing := [word for word in parts if word not in self._ids]:
+            raise ModelError(f"'{missing[0]}' is not in the vocabulary: {' '.join(self.words)}.")
+        return [self._ids[word] for word in parts]
+
+    token = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of ids."""
+        return " ".join(self.words[place] for place in ids)
+
+
+class _Transformers:
+    """A transformers tokenizer seen as ours."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    def token(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
+def open_network(
+    what: Any,
+    *,
+    lifter: Callable[[Trace], Any],
+    tokenizer: Any = None,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+) -> Network:
+    """Open `what`: an organism's name, a module, a folder with config.json and safetensors, or a hub id.
+
+    Raises ModelError when it cannot be opened, FormatError when a file is not what it says.
+    """
+    if isinstance(what, Network):
+        return what
+    if isinstance(what, nn.Module):
+        label = name or type(what).__name__
+        return Network(what, name=label, source="module", tokenizer=_tokenizer(tokenizer), lifter=lifter)
+    if not isinstance(what, (str, os.PathLike)):
+        raise ModelError(f"Cannot open a {type(what).__name__}; give a module, a folder, a hub id or an organism's name.")
+    text = os.fspath(what)
+    if text in organisms.names():
+        organism = organisms.load(text)
+        words = Vocabulary(organism.vocabulary) if organism.vocabulary else None
+        return Network(organism.module, name=text, source=f"organism:{text}", tokenizer=words, lifter=lifter)
+    return _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
+
+
+def _tokenizer(tokenizer: Any) -> Tokenizer | None:
+    if tokenizer is None or all(hasattr(tokenizer, method) for method in ("token", "encode", "decode")):
+        return tokenizer
+    if isinstance(tokenizer, (list, tuple)):
+        return Vocabulary(tokenizer)
+    return _Transformers(tokenizer)
+
+
+def _hugging_face(
+    where: str, lifter: Callable[[Trace], Any], tokenizer: Tokenizer | None, name: str | None, trust: bool
+) -> Network:
+    folder = Path(where)
+    local = folder.exists()
+    if local and not folder.is_dir():
+        raise FormatError(f"'{where}' is a file; `cutaway info` reads it, but to run a network give its folder.")
+    if local and not (folder / "config.json").is_file():
+        raise FormatError(f"'{where}' has no config.json, so nothing says what network it holds.")
+    if not local and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+        raise ModelError(f"There is no folder '{where}'.")
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError("Opening a Hugging Face model needs `pip install 'cutaway[hf]'`.") from None
+    try:
+        module = _load(transformers, where, local, trust)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+        known = ", ".join(organisms.names())
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "" if local else f" It is neither a folder here nor an organism ({known}); as a hub id it failed:"
+        raise ModelError(f"Cannot open '{where}'.{hint} {first}") from error
+    if tokenizer is None:
+        tokenizer = _load_tokenizer(transformers, where, local, trust)
+    defaults = {"use_cache": False} if accepts(module, "use_cache") else {}
+    label = name or folder.resolve().name if local else name or where
+    source = f"folder:{folder.resolve()}" if local else f"hub:{where}"
+    return Network(module, name=label, source=source, tokenizer=tokenizer, defaults=defaults, lifter=lifter)
+
+
+def _load(transformers: Any, where: str, local: bool, trust: bool) -> nn.Module:
+    """The module in eval mode, from safetensors only, with the class that its config names."""
+    options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": local}
+    config = transformers.AutoConfig.from_pretrained(where, **options)
+    cls: Any = None
+    for architecture in config.architectures or ():
+        cls = cls or getattr(transformers, architecture, None)
+    # A class that needs code from the folder goes through the Auto class, which refuses it unless it is trusted.
+    cls = cls if cls is not None and not trust else transformers.AutoModelForCausalLM if trust else transformers.AutoModel
+    options |= {"use_safetensors": True, "dtype": "float32"}
+    options = options if trust else {key: value for key, value in options.items() if key != "trust_remote_code"}
+    try:
+        module = cls.from_pretrained(where, attn_implementation="sdpa", **options)
+    except (ValueError, ImportError):
+        module = cls.from_pretrained(where, attn_implementation="eager", **options)
+    return module.eval()
+
+
+def _load_tokenizer(transformers: Any, where: str, local: bool, trust: bool) -> Tokenizer | None:
+    if local and not any((Path(where) / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        return None
+    try:
+        return _Transformers(
+            transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust, local_files_only=local)
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"The tokenizer of '{where}' cannot be loaded: {error}") from error

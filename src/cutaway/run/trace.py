@@ -1,0 +1,263 @@
+"""A trace: the graph of one run, and its values, recorded or made again on demand.
+
+A trace that came out of a replay shares the recording's tape and adds its interventions; values that the edits do not
+reach are the recording's own. Reading a value that was not kept makes it again; reading one inside a fused op opens that
+op. Nothing is opened or made again before somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DivergenceError, InputError, SiteError
+from ..graph import Graph
+from ..graph.listing import Listing, listing
+from ..site import Site
+from .inside import opened
+from .interventions import Intervention, editor, indices, take
+from .replay import Place, execute, plan
+from .structure import tensors
+from .tape import Tape
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+class Found(NamedTuple):
+    """Where a site lies: its raw address and the names of its value's axes."""
+
+    address: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fired:
+    """Receipt of one intervention: how often its edit ran, and the largest change it made (in the value's unit)."""
+
+    site: str
+    kind: str
+    times: int
+    change: float
+    note: str = ""
+
+
+@dataclass
+class Trace:
+    """One run of a network. `output` is what the network returned; `receipt` says which edits fired."""
+
+    net: Network
+    tape: Tape
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    interventions: tuple[Intervention, ...] = ()
+    receipt: tuple[Fired, ...] = ()
+    live: bool = False
+    _values: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _tapes: dict[frozenset[str], Tape] = field(default_factory=dict, repr=False)
+    _lifted: Any = field(default=None, repr=False)
+
+    # ---- reading
+
+    @property
+    def graph(self) -> Graph:
+        """The op graph of the recorded run, nothing opened."""
+        return self.tape.graph
+
+    @property
+    def logits(self) -> Tensor:
+        """The run's main output: the first floating point tensor that the network returned."""
+        return main_output(self.output)
+
+    def listing(self, prefix: str = "", roll: bool = True) -> Listing:
+        """The ops below a module path (all by default) with site, shape, operands and source line."""
+        inside = {prefix.split("//")[0]} if "//" in prefix else set()
+        return listing(self.tape_with(inside).graph, prefix, roll)
+
+    def lift(self) -> Any:
+        """The components of this run, found by dataflow (see `cutaway.lift`)."""
+        if self._lifted is None:
+            self._lifted = self.net.lifter(self)
+        return self._lifted
+
+    def sites(self) -> list[str]:
+        """Every raw site of the run, and every module with an output."""
+        return [*self.graph.addresses, *self.graph.exits]
+
+    def locate(self, site: str | Site) -> Found:
+        """The raw address of a site; lifted names and aliases are resolved. Raises SiteError with near names."""
+        site = Site.parse(site)
+        name = site.name
+        if name in self.graph.addresses or name in self.graph.exits:
+            return Found(name, self._axes(name))
+        if "//" in name:
+            return Found(name, ())
+        found = self.lift().find(name)
+        return Found(found.address, found.axes)
+
+    def value(self, site: str | Site) -> Tensor:
+        """The value at a site (indexed axes dropped); made again, or opened, when it was not kept.
+
+        Raises SiteError when the site matches nothing or an index lies outside the value.
+        """
+        site = Site.parse(site)
+        found = self.locate(site)
+        whole = self._whole(found)
+        axes = found.axes or tuple(str(axis) for axis in range(whole.ndim))
+        return take(whole, indices(site, axes, tuple(whole.shape)))
+
+    __getitem__ = value
+
+    def tape_with(self, outer: Iterable[str]) -> Tape:
+        """The tape with the ops at these addresses opened."""
+        wanted = frozenset(outer)
+        if not wanted:
+            return self.tape
+        if wanted not in self._tapes:
+            graph = self.graph
+            makers = {graph.address(op): op.index for op in graph.ops}
+            if missing := [address for address in wanted if address not in makers]:
+                raise SiteError(f"There is no op '{missing[0]}' to open in this run.")
+            self._tapes[wanted] = opened(self.tape, [makers[address] for address in wanted])
+        return self._tapes[wanted]
+
+    def _whole(self, found: Found) -> Tensor:
+        if found.address in self._values:
+            return self._values[found.address]
+        outer = {found.address.split("//")[0]} if "//" in found.address else set()
+        tape, places, edits, _ = self._edits(self.interventions, outer)
+        value, _ = tape.graph.find(found.address)
+        with torch.no_grad():
+            made = execute(tape, plan(tape, places, [value]), edits)[value]
+        if not self.interventions and outer:
+            self._values[found.address] = made
+        return made
+
+    def _axes(self, name: str) -> tuple[str, ...]:
+        value, _ = self.graph.find(name)
+        shape = self.graph.values[value].shape
+        first = next(tensors((self.args, self.kwargs)), None)
+        lengths = tuple(first.shape[:2]) if first is not None else ()
+        axes = [str(axis) for axis in range(len(shape))]
+        if shape and lengths and shape[0] == lengths[0]:
+            axes[0] = "batch"
+            if len(lengths) > 1 and len(shape) > 1 and shape[1] == lengths[1] and not self._image(first):
+                axes[1] = "pos"
+        return tuple(axes)
+
+    @staticmethod
+    def _image(first: Tensor | None) -> bool:
+        return first is not None and first.ndim > 3
+
+    # ---- changing
+
+    def replay(self, *interventions: Intervention, until: Sequence[str | Site] | None = None) -> Trace:
+        """The run with interventions, by making again only what they can reach. Gradients flow through it.
+
+        `until`: sites to compute instead of the output; the result's output is then the tuple of their values. When the
+        network would take another branch than in the recording, it is run live instead and the result says so.
+        Raises SiteError for a site that matches nothing.
+        """
+        chain = (*self.interventions, *interventions)
+        inside = {found.split("//")[0] for found in map(self._address, until or ()) if "//" in found}
+        tape, places, edits, fired = self._edits(chain, inside)
+        self._check_weights()
+        targets = [tape.graph.find(self._address(site))[0] for site in until] if until else tape.graph.outputs
+        try:
+            made = execute(tape, plan(tape, places, targets), edits)
+        except DivergenceError:
+            if inside or any("//" in self._address(what.site) for what in chain):
+                raise
+            return self.net.run_live(self, chain)
+        if until:
+            output: Any = tuple(self._part(site, made[value]) for site, value in zip(until, targets, strict=True))
+        else:
+            output = _rebuild(self.output, [made[value] for value in targets])
+        receipt = tuple(fire() for fire in fired)
+        return Trace(self.net, self.tape, self.args, self.kwargs, output, chain, receipt, False, {}, self._tapes, self._lifted)
+
+    def _address(self, site: str | Site) -> str:
+        return self.locate(site).address
+
+    def _part(self, site: str | Site, whole: Tensor) -> Tensor:
+        axes = self.locate(site).axes or tuple(map(str, range(whole.ndim)))
+        return take(whole, indices(Site.parse(site), axes, tuple(whole.shape)))
+
+    def _edits(
+        self, chain: Sequence[Intervention], inside: set[str]
+    ) -> tuple[Tape, list[Place], list[Callable[[Tensor], Tensor]], list[Callable[[], Fired]]]:
+        """The tape, places, edit functions and receipts of a chain of interventions."""
+        found = [self.locate(what.site) for what in chain]
+        outer = {where.address.split("//")[0] for where in found if "//" in where.address}
+        tape = self.tape_with(outer | inside)
+        places, edits, receipts = [], [], []
+        for what, where in zip(chain, found, strict=True):
+            value, after = tape.graph.find(where.address)
+            shape = tape.graph.values[value].shape
+            axes = where.axes or tuple(map(str, range(len(shape))))
+            picked = indices(what.site, axes, shape)
+            source = self._source(what, shape)
+            edit, receipt = _with_receipt(editor(what, picked, source), what)
+            places.append(Place(value, after))
+            edits.append(edit)
+            receipts.append(receipt)
+        return tape, places, edits, receipts
+
+    def _source(self, what: Intervention, shape: tuple[int, ...]) -> Tensor | None:
+        if not isinstance(what.arg, Trace):
+            return None
+        source = what.arg._whole(what.arg.locate(Site(what.site.name)))
+        if source.shape[1:] != shape[1:] or (what.kind == "patch" and source.shape[0] not in (1, shape[0])):
+            raise InputError(
+                f"'{what.site.name}' has shape {tuple(source.shape)} in the source run and {shape} here; "
+                "record both runs on inputs of the same shape."
+            )
+        return source
+
+    def _check_weights(self) -> None:
+        for value, tensor in self.tape.leaves.items():
+            seen = self.net.versions.get(id(tensor))
+            if seen is not None and tensor._version != seen:
+                raise DivergenceError(
+                    f"'{self.graph.site(value)}' changed since the network was opened; open it and record again."
+                )
+
+
+def _with_receipt(
+    edit: Callable[[Tensor], Tensor], what: Intervention
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], Fired]]:
+    times, change = 0, 0.0
+
+    def run(value: Tensor) -> Tensor:
+        nonlocal times, change
+        new = edit(value)
+        times += 1
+        if value.numel() and not torch._C._functorch.is_batchedtensor(new):
+            change = max(change, float((new.detach() - value.detach()).abs().max()))
+        return new
+
+    def fired() -> Fired:
+        note = "" if times else "the site does not reach what was asked for, so the edit changed nothing"
+        return Fired(str(what.site), what.kind, times, change, note)
+
+    return run, fired
+
+
+def main_output(output: Any) -> Tensor:
+    """The first floating point tensor of an output; raises InputError when there is none."""
+    for tensor in tensors(output):
+        if tensor.is_floating_point():
+            return tensor
+    raise InputError("The network returned no floating point tensor, so there is no output to measure.")
+
+
+def _rebuild(output: Any, made: list[Tensor]) -> Any:
+    from .structure import swap
+
+    queue = iter(made)
+    return swap(output, Tensor, lambda tensor: next(queue))
