@@ -53,7 +53,8 @@ def _block(flow: Flow, region: Region) -> Block | None:
     for value, port in zip(region.reads, _ports(flow, region, kind), strict=True):
         same = flow.shape(value) == shape
         reads.append(Read(port, value, slots if same else Slots(max(len(flow.shape(value)) - 1, 0), 1)))
-    return Block(kind, tuple(reads), region.write, slots, mark, region.members)
+    once = {read.value: read for read in reads}
+    return Block(kind, tuple(once.values()), region.write, slots, mark, region.members)
 
 
 def _on_skip_path(flow: Flow, write: int) -> bool:

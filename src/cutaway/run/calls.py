@@ -5,6 +5,7 @@ Everything here is derived from names, signatures and torch's own tags; there is
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -14,9 +15,8 @@ from typing import Any
 import torch
 
 # Calls that turn a tensor into Python values: what follows may depend on them, so a replay must see the same answer.
-GUARDS = frozenset(
-    {"item", "tolist", "bool", "int", "float", "index", "complex", "equal", "allclose", "is_nonzero", "numpy", "array"}
-)
+GUARDS = frozenset("item tolist equal allclose is_nonzero numpy".split())
+_GUARD_DUNDERS = frozenset("__bool__ __int__ __float__ __index__ __complex__ __array__".split())
 # Python functions that are worth more as their parts than as one op.
 _COMPOSITE = {"multi_head_attention_forward"}
 _WRITES_BUFFERS = {"batch_norm", "instance_norm"}
@@ -59,6 +59,38 @@ def op_name(func: Any) -> str:
     return name
 
 
+def without_write(kind: Kind, func: Any, args: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+    """The same call as one that returns its result instead of writing it into the first argument, if torch has one."""
+    if kind.random:
+        return None
+    if kind.inplace >= 0:
+        if len(args) > kind.inplace:
+            return func, (*args[: kind.inplace], False, *args[kind.inplace + 1 :])
+        return functools.partial(func, inplace=False), args
+    schema = getattr(func, "_schema", None)
+    if schema is not None:
+        packet = getattr(torch.ops.aten, kind.name.removesuffix("_"), None) if kind.name.endswith("_") else None
+        overload = getattr(packet, func._overloadname, None) if packet is not None else None
+        return (_keeping_dtype(overload), args) if overload is not None else None
+    if kind.name.endswith("_"):
+        found = getattr(torch.Tensor, kind.name[:-1], None)
+    elif kind.name.startswith("i") and getattr(func, "__name__", "").startswith("__i"):
+        found = getattr(torch.Tensor, f"__{kind.name[1:]}__", None)
+    else:
+        found = None
+    return (_keeping_dtype(found), args) if found is not None else None
+
+
+def _keeping_dtype(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A write keeps the dtype of what it writes into."""
+
+    def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = func(first, *args, **kwargs)
+        return out if out.dtype == first.dtype else out.to(first.dtype)
+
+    return call
+
+
 def _classify(func: Any) -> Kind:
     raw = getattr(func, "__name__", "")
     name = op_name(func)
@@ -73,7 +105,7 @@ def _classify(func: Any) -> Kind:
         writes = writes or name in _WRITES_BUFFERS or not _is_torchs(func)
         inplace = _inplace_position(func)
     parts = _with_parts_visible(func) if name in _COMPOSITE else None
-    return Kind(name, writes, inplace, _is_random(name, func), name in GUARDS, parts)
+    return Kind(name, writes, inplace, _is_random(name, func), name in GUARDS or raw in _GUARD_DUNDERS, parts)
 
 
 def _is_torchs(func: Any) -> bool:

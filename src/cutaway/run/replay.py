@@ -61,8 +61,8 @@ def plan(
 ) -> Plan:
     """The steps that give `targets` when `places` are edited.
 
-    `stops` are values taken as given whatever made them. Values that no edit reaches are taken from the tape where they
-    were kept, unless `recompute`; everything else is made again.
+    `stops` are values given by the caller, whatever made them. Values that neither an edit nor a given value reaches are
+    taken from the tape where they were kept, unless `recompute`; everything else is made again.
     """
     graph, calls = tape.graph, tape.calls
     targets = list(dict.fromkeys(targets))
@@ -112,14 +112,14 @@ def plan(
 
 
 def _reach(tape: Tape, places: Sequence[Place], by_value: Mapping[int, list[int]], halted: set[int]) -> set[int]:
-    """Ops that an edit can reach."""
-    if not places:
+    """Ops that an edit or a given value can reach."""
+    if not places and not halted:
         return set()
     reached: set[int] = set()
     ops: set[int] = set()
     for op in tape.graph.ops:
         hit = any(
-            value in reached or any(places[number].seen_by(op.index) for number in by_value.get(value, ()))
+            value in reached or value in halted or any(places[number].seen_by(op.index) for number in by_value.get(value, ()))
             for value in op.inputs
         )
         if hit:

@@ -6,7 +6,8 @@ sees torch functions, and by the opener (inside.py), which sees ATen ops.
 
 In-place writes. A write gives the written tensor a new value. Other live tensors on the same storage changed too; each
 gets a new value as well, made by a synthetic `alias` op (a strided view of the written tensor, or a strided scatter into
-the larger one). Tensors that were kept are cloned before the write reaches them. A replay writes into clones.
+the larger one). Tensors that were kept are cloned before the write reaches them. A replay calls the op's counterpart that
+returns its result, or writes into a clone where torch has none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph, ModuleCall, Op, Value
-from .calls import Kind
+from .calls import Kind, without_write
 from .structure import Ref, swap, tensors
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -178,6 +179,11 @@ class Logger:
         answer = out if kind.guard else None
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         grad = torch.is_grad_enabled()
+        if len(written) == 1 and written[0][0] == 0 and all(value < 0 for value in results):
+            if (plain := without_write(kind, func, packed_args)) is not None:
+                func, packed_args = plain
+                packed_kwargs = {name: item for name, item in packed_kwargs.items() if name != "inplace"}
+                results, written = [written[0][1]], []
         entry = Call(func, packed_args, packed_kwargs, slots, tuple(results), tuple(written), grad, autocast, rng, answer)
         op = Op(index, kind.name, ordinal, self.stack[-1], tuple(dict.fromkeys(inputs)), tuple(outputs), self._source())
         graph.ops.append(op)

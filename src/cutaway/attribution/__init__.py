@@ -1,0 +1,1 @@
+"""Scores for nodes and edges of a lifted graph."""

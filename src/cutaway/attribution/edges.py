@@ -1,0 +1,217 @@
+"""The edge graph of a behaviour: writers, readers, and the wiring between them, over a clean and a corrupted run.
+
+A writer is a slot of a block's write (a head, a channel, a state unit, an MLP, an embedding); a reader is a slot of a
+block's read. There is an edge from a writer to a reader when wiring (linear paths and the reader's norms) leads from one
+to the other without passing a third block. Steps of one recurrent cell share names, so an edge between units of a cell
+stands for that edge at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..lift import Block, Lifted, Slots
+from ..run.replay import Plan, execute, plan
+from ..run.structure import tensors
+from ..run.tape import Tape
+from ..run.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One read of a block: `rows` are its slots' readers, `feeds` the values that wiring brings to it."""
+
+    value: int
+    slots: Slots
+    rows: Tensor
+    feeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A block with its plans: wiring gives the reads from earlier writes, inside gives the write from the reads."""
+
+    block: Block
+    ports: tuple[Port, ...]
+    wiring: Plan
+    inside: Plan | None
+
+
+class EdgeGraph:
+    """Writers, readers and wiring of a network on a batch of clean and corrupted inputs.
+
+    Raises InputError when the runs have different shapes or took different paths, or when nothing differs.
+    """
+
+    def __init__(self, clean: Trace, corrupted: Trace, *, positions: bool = False, neurons: bool = False) -> None:
+        _same_shape(clean, corrupted)
+        self.clean_trace, self.corrupted_trace = clean, corrupted
+        self.net = clean.net
+        self.lifted: Lifted = clean.lift()
+        self.tape = self.lifted.tape
+        other: Lifted = corrupted.lift()
+        if [op.name for op in self.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
+            raise InputError("The corrupted run took another path through the network than the clean one; compare inputs on which it does the same operations.")
+        blocks = [_neurons(block, self.lifted) for block in self.lifted.blocks] if neurons else self.lifted.blocks
+        blocks = [*self.lifted.sources, *blocks, self.lifted.output]
+        self.writes = {block.write: block for block in blocks if block.write >= 0}
+        self.clean = _values(self.tape, list(self.writes))
+        self.corrupted = _values(other.tape, list(self.writes))
+        _check_finite(clean, self.clean)
+        self.positions = self._count_positions() if positions else 1
+        self.writers: list[str] = []
+        self.readers: list[str] = []
+        self.columns: dict[int, Tensor] = {}
+        self.parts: list[Part] = [self._part(block) for block in blocks]
+        self.batch = next(iter(self.clean.values())).shape[0]
+        self.valid = self._valid()
+
+    # ---- building
+
+    def _part(self, block: Block) -> Part:
+        if block.write >= 0:
+            self.columns[block.write] = _indices(block.slot_names(), self.writers)
+        stops = set(self.writes)
+        if any(read.value == block.write for read in block.reads):
+            stops.discard(block.write)
+        ports = []
+        for read in block.reads:
+            stored = plan(self.tape, [], [read.value], stops).stored
+            feeds = tuple(value for value in self.writes if value in stored and value in self.columns)
+            ports.append(Port(read.value, read.slots, _indices(block.reader_names(read), self.readers), feeds))
+        wiring = plan(self.tape, [], [read.value for read in block.reads], stops)
+        inside = None
+        if block.write >= 0 and block.reads and all(read.value != block.write for read in block.reads):
+            inside = plan(self.tape, [], [block.write], [read.value for read in block.reads])
+        return Part(block, tuple(ports), wiring, inside)
+
+    def _valid(self) -> Tensor:
+        """[readers, writers]: which edges exist and have a writer that differs between the runs."""
+        moving = torch.zeros(len(self.writers), dtype=torch.bool)
+        for value, block in self.writes.items():
+            change = (self.clean[value] != self.corrupted[value]).float()
+            found = per_slot(change, block.slots, self.positions, self.position_axis(value)).flatten(1).sum(1) > 0
+            moving[self.columns[value]] |= found
+        table = torch.zeros(len(self.readers), len(self.writers), dtype=torch.bool)
+        for part in self.parts:
+            for port in part.ports:
+                for value in port.feeds:
+                    table[port.rows[:, None], self.columns[value][None, :]] = True
+        table &= moving[None, :]
+        if not table.any():
+            raise InputError("Nothing inside the network differs between the clean and the corrupted inputs; change what the behaviour depends on.")
+        return table
+
+    def _count_positions(self) -> int:
+        counts = {self.clean[value].shape[axis] for value in self.writes if (axis := self.position_axis(value)) is not None}
+        if len(counts) != 1:
+            raise InputError("This network's values have no common position axis; find the circuit with positions=False.")
+        return counts.pop()
+
+    def position_axis(self, value: int) -> int | None:
+        """The axis of positions of a write, or None where it has none."""
+        ndim, kind = self.clean[value].ndim, self.writes[value].kind
+        if kind == "attention" and ndim == 4:
+            return 2
+        return 1 if ndim == 3 and kind in ("attention", "mlp", "embedding", "norm", "act") else None
+
+    # ---- asking
+
+    def edge_name(self, row: int, column: int) -> str:
+        """`writer -> reader`."""
+        return f"{self.writers[column]} -> {self.readers[row]}"
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """(row, column) of every edge that can be tested on these inputs."""
+        return [(int(row), int(column)) for row, column in self.valid.nonzero()]
+
+    def shape(self) -> tuple[int, int, int]:
+        """(readers, writers, positions): the shape of scores and masks."""
+        return len(self.readers), len(self.writers), self.positions
+
+    def run(self, steps: Plan, given: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Run a part's plan on given values."""
+        return execute(self.tape, steps, given=given)
+
+
+def per_slot(value: Tensor, slots: Slots, positions: int, position_axis: int | None) -> Tensor:
+    """[slots, batch, positions]: the sum of a write over everything but its slots, examples and positions.
+
+    Where `positions` is 1 or the value has no position axis, the last axis has length one.
+    """
+    if slots.tiled:
+        value = value.unflatten(0, (-1, slots.count))
+        slot, keep = 1, [1, 0]
+    else:
+        slot = slots.axis
+        value = value.unflatten(slot, (slots.count, -1))
+        keep = [slot, 0 if slot > 0 else 1]
+        if positions > 1 and position_axis is not None:
+            keep.append(position_axis + (position_axis > slot))
+    rest = [axis for axis in range(value.ndim) if axis not in keep]
+    kept = value.sum(rest) if rest else value
+    order = sorted(keep)
+    kept = kept.permute([order.index(axis) for axis in keep])
+    return kept if kept.ndim == 3 else kept[:, :, None]
+
+
+def slot_mask(mask: Tensor, value: Tensor, slots: Slots, position_axis: int | None) -> Tensor:
+    """A mask [slots, positions] spread over the shape of a value, as a broadcastable tensor."""
+    size = value.shape[slots.axis]
+    repeat = size // slots.count
+    spread = mask.repeat(repeat, 1) if slots.tiled else mask.repeat_interleave(repeat, 0)
+    shape = [1] * value.ndim
+    shape[slots.axis] = size
+    if mask.shape[1] > 1 and position_axis is not None:
+        shape[position_axis] = mask.shape[1]
+        if position_axis < slots.axis:
+            spread = spread.T
+        return spread.reshape(shape)
+    return spread[:, 0].reshape(shape)
+
+
+def _indices(names: list[str], known: list[str]) -> Tensor:
+    found = []
+    for name in names:
+        if name not in known:
+            known.append(name)
+        found.append(known.index(name))
+    return torch.tensor(found)
+
+
+def _neurons(block: Block, lifted: Lifted) -> Block:
+    """An MLP's block with a slot for each neuron."""
+    if block.kind != "mlp":
+        return block
+    shape = lifted.flow.shape(block.write)
+    slots = Slots(len(shape) - 1, shape[-1])
+    reads = tuple(replace(read, slots=slots) if lifted.flow.shape(read.value) == shape else read for read in block.reads)
+    return replace(block, reads=reads, slots=slots, mark="n")
+
+
+def _values(tape: Tape, wanted: list[int]) -> dict[int, Tensor]:
+    with torch.no_grad():
+        return execute(tape, plan(tape, [], wanted))
+
+
+def _same_shape(clean: Trace, corrupted: Trace) -> None:
+    ours = [tuple(tensor.shape) for tensor in tensors((clean.args, clean.kwargs))]
+    theirs = [tuple(tensor.shape) for tensor in tensors((corrupted.args, corrupted.kwargs))]
+    if ours != theirs:
+        raise InputError(
+            f"The clean inputs have shape {ours[0] if ours else ()} and the corrupted ones {theirs[0] if theirs else ()}; "
+            "a pair must have the same number of tokens and examples."
+        )
+    if clean.net is not corrupted.net:
+        raise InputError("The clean and the corrupted run come from different networks; record both with the same one.")
+
+
+def _check_finite(trace: Trace, values: dict[int, Tensor]) -> None:
+    for value, tensor in values.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"'{trace.lift().tape.graph.site(value)}' holds NaN or infinity on these inputs; scores would be meaningless.")

@@ -1,0 +1,108 @@
+"""Metrics: one number an example, read from a network's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError, MetricError
+from ..run.network import Network
+
+Answer = str | int | Sequence[str] | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A number an example. `read` takes (main output, network) to [batch]; `facts` say what it is, JSON-able.
+
+    A behaviour is measured as the metric on the clean inputs minus that on the corrupted ones, so a larger value means
+    more of the behaviour.
+    """
+
+    name: str
+    read: Callable[[Tensor, Network], Tensor]
+    facts: dict[str, Any]
+
+    def __call__(self, output: Float[Tensor, "batch *rest"], net: Network) -> Float[Tensor, " batch"]:
+        """The metric of each example. Raises MetricError when the output cannot give it."""
+        found = self.read(output, net)
+        if found.ndim != 1 or found.shape[0] != output.shape[0]:
+            raise MetricError(
+                f"The metric '{self.name}' gave shape {tuple(found.shape)} for {output.shape[0]} examples; "
+                "return one number an example."
+            )
+        return found
+
+
+def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metric:
+    """logit(correct) - logit(wrong), at a position when the output has positions (higher means more of the behaviour).
+
+    Answers are tokens as text, class numbers, or one of either an example. Raises MetricError, when it is first read,
+    for a text that is not a single token or a position that is not there.
+    """
+
+    def read(output: Tensor, net: Network) -> Tensor:
+        rows = at_position(output, position)
+        right, other = _ids(correct, rows, net), _ids(wrong, rows, net)
+        if bool((right == other).all()):
+            raise MetricError("The correct and the wrong answer are the same for every example; choose two that differ.")
+        return rows.gather(1, right[:, None])[:, 0] - rows.gather(1, other[:, None])[:, 0]
+
+    facts = {"kind": "logit_difference", "correct": _say(correct), "wrong": _say(wrong), "position": position}
+    return Metric("logit difference", read, facts)
+
+
+def logit(answer: Answer, position: int = -1) -> Metric:
+    """The logit of an answer minus the mean logit (higher means more of the behaviour)."""
+
+    def read(output: Tensor, net: Network) -> Tensor:
+        rows = at_position(output, position)
+        return rows.gather(1, _ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
+
+    return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position})
+
+
+def custom(function: Callable[[Tensor], Tensor], name: str = "custom metric") -> Metric:
+    """A metric of your own: a differentiable function of the main output to one number an example."""
+    return Metric(name, lambda output, net: function(output), {"kind": "custom", "name": name})
+
+
+def at_position(output: Tensor, position: int) -> Tensor:
+    """[batch, classes] of an output [batch, classes] or [batch, pos, classes]."""
+    if output.ndim == 2:
+        return output
+    if output.ndim != 3:
+        raise MetricError(
+            f"The output has shape {tuple(output.shape)}; logits at a position need [batch, classes] or "
+            "[batch, pos, classes]. Give a metric of your own with cutaway.custom(function)."
+        )
+    if not -output.shape[1] <= position < output.shape[1]:
+        raise MetricError(f"There is no position {position}; the output has {output.shape[1]}.")
+    return output[:, position]
+
+
+def _ids(answer: Answer, rows: Tensor, net: Network) -> Tensor:
+    listed: Any = answer.tolist() if isinstance(answer, Tensor) else answer
+    if isinstance(listed, (str, int)):
+        listed = [listed]
+    try:
+        ids = [net.token_id(item) if isinstance(item, str) else int(item) for item in listed]
+    except InputError as error:
+        raise MetricError(str(error)) from None
+    if len(ids) == 1:
+        ids = ids * rows.shape[0]
+    if len(ids) != rows.shape[0]:
+        raise MetricError(f"There are {len(ids)} answers for {rows.shape[0]} examples; give one each, or one for all.")
+    if bad := [item for item in ids if not 0 <= item < rows.shape[1]]:
+        raise MetricError(f"There is no class {bad[0]}; the output has {rows.shape[1]} classes.")
+    return torch.tensor(ids, device=rows.device)
+
+
+def _say(answer: Answer) -> Any:
+    listed: Any = answer.tolist() if isinstance(answer, Tensor) else answer
+    return listed if isinstance(listed, (str, int)) else list(listed)

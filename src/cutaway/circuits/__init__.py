@@ -1,0 +1,1 @@
+"""Circuits: subgraphs of a lifted graph that carry a behaviour."""
