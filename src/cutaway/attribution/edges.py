@@ -69,6 +69,7 @@ class EdgeGraph:
         self.parts: list[Part] = [self._part(block) for block in blocks]
         self.batch = next(iter(self.clean.values())).shape[0]
         self.valid = self._valid()
+        self.leads = self._leads()
 
     # ---- building
 
@@ -104,6 +105,20 @@ class EdgeGraph:
         table &= moving[None, :]
         if not table.any():
             raise InputError("Nothing inside the network differs between the clean and the corrupted inputs; change what the behaviour depends on.")
+        return table
+
+    def _leads(self) -> Tensor:
+        """[readers, writers]: which writers a reader belongs to, so that paths can be followed through blocks."""
+        table = torch.zeros(len(self.readers), len(self.writers), dtype=torch.bool)
+        for part in self.parts:
+            if part.block.write < 0:
+                continue
+            columns = self.columns[part.block.write]
+            for port in part.ports:
+                if len(port.rows) == len(columns):
+                    table[port.rows, columns] = True
+                else:
+                    table[port.rows[:, None], columns[None, :]] = True
         return table
 
     def _count_positions(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..attribution.edges import EdgeGraph, Part, Port, slot_mask
 from ..attribution.metric import Metric
@@ -60,23 +61,15 @@ def _reads(graph: EdgeGraph, part: Part, masks: Tensor, current: dict[int, Tenso
     found: dict[int, Tensor] = {}
     for port in part.ports:
         rows = masks[:, port.rows]  # [circuits, slots, writers, positions]
-        plain, where = _distinct(rows, port, graph)
-        size = sum(graph.clean[value].numel() for value in port.feeds) or 1
+        owners = torch.arange(count).repeat_interleave(rows.shape[1])
+        size = max(1, BUDGET // (3 * sum(graph.clean[value].numel() for value in port.feeds) or 1))
         pieces = []
-        for chunk, owner in zip(
-            plain.split(max(1, BUDGET // (3 * size))), where.split(max(1, BUDGET // (3 * size))), strict=True
-        ):
+        for chunk, owner in zip(rows.flatten(0, 1).split(size), owners.split(size), strict=True):
             mixed = {value: _mixture(graph, value, chunk, owner, current) for value in port.feeds}
             pieces.append(over(lambda given: graph.run(part.wiring, given)[port.value], mixed, len(chunk)))
         arrived = torch.cat(pieces)
         found[port.value] = _assemble(port, arrived, rows.shape[1], count)
     return found
-
-
-def _distinct(rows: Tensor, port: Port, graph: EdgeGraph) -> tuple[Tensor, Tensor]:
-    """Rows of (circuit, slot) as one batch, with the circuit that each belongs to."""
-    count, slots = rows.shape[:2]
-    return rows.flatten(0, 1), torch.arange(count).repeat_interleave(slots)
 
 
 def _mixture(graph: EdgeGraph, value: int, rows: Tensor, owner: Tensor, current: dict[int, Tensor]) -> Tensor:
@@ -108,7 +101,8 @@ def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor], c
         return run({}).expand(count, *run({}).shape)
     if count > 1:
         try:
-            return torch.vmap(run, randomness="same")(given)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+                return torch.vmap(run, randomness="same")(given)
         except RuntimeError:
             pass  # an op without a batching rule
     return torch.stack([run({value: tensor[row] for value, tensor in given.items()}) for row in range(count)])

@@ -57,7 +57,7 @@ class Block:
             return [self.name]
         if not self.mark or read.slots.count == 1:
             return [f"{self.name}.{read.port}"]
-        mark = self.mark if read.slots.count == self.slots.count else f"g{self.mark}"
+        mark = self.mark if read.slots.count == self.slots.count else "kv"
         return [f"{self.name}.{mark}{slot}.{read.port}" for slot in range(read.slots.count)]
 
 

@@ -46,10 +46,17 @@ class _Transformers:
         return list(self.tokenizer(text)["input_ids"])
 
     def token(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """The ids of a text as it would continue another one; some tokenizers put a space before a text's start."""
+        alone, before, after = (
+            list(self.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text, "a", f"a{text}")
+        )
+        continued = after[len(before) :] if after[: len(before)] == before else alone
+        return min(continued, alone, key=len)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids)))
+        if len(ids) != 1:
+            return str(self.tokenizer.decode(list(ids)))
+        return str(self.tokenizer.convert_ids_to_tokens(ids[0])).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
 
 
 def open_network(

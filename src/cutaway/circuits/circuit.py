@@ -1,0 +1,110 @@
+"""A circuit: edges (or nodes) of an edge graph, with the scores that put them there and the measure of what they carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..attribution.eap import Scores
+from ..attribution.edges import EdgeGraph
+from ..attribution.metric import Metric
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """What `find_circuit` returns. `mask` says which edges are in; `curve` holds (edges, faithfulness) of the sizes tried.
+
+    `exact` are exact effects of single edges (what the metric loses when that edge alone is corrupted), where measured.
+    """
+
+    graph: EdgeGraph
+    metric: Metric
+    mask: Bool[Tensor, "readers writers positions"]
+    scores: Scores
+    exact: dict[tuple[int, int, int], float]
+    level: str
+    faithfulness: float
+    curve: tuple[tuple[int, float], ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edges(self) -> list[str]:
+        """Edges by name, the most important first."""
+        return [row["edge"] for row in self.table()]
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the writers in the circuit, in order of execution."""
+        columns = self.mask.any(0).any(1)
+        return [name for name, inside in zip(self.graph.writers, columns.tolist(), strict=True) if inside]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row an edge: edge, writer, reader, position (None for all), score, exact effect or None."""
+        rows = []
+        for row, column, position in self.mask.nonzero().tolist():
+            exact = self.exact.get((row, column, position))
+            rows.append(
+                {
+                    "edge": self.graph.edge_name(row, column),
+                    "writer": self.graph.writers[column],
+                    "reader": self.graph.readers[row],
+                    "position": position if self.graph.positions > 1 else None,
+                    "score": float(self.scores.edges[row, column, position]),
+                    "exact": exact,
+                }
+            )
+        return sorted(rows, key=lambda row: -abs(row["exact"] if row["exact"] is not None else row["score"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The circuit as JSON-able data, without tensors."""
+        return {
+            "schema": "cutaway.circuit/1",
+            "level": self.level,
+            "metric": {"name": self.metric.name, **self.metric.facts},
+            "nodes": self.nodes,
+            "edges": self.table(),
+            "faithfulness": self.faithfulness,
+            "curve": [list(point) for point in self.curve],
+            "universe": {"edges": int(self.graph.valid.sum()) * self.graph.positions, "writers": len(self.graph.writers), "readers": len(self.graph.readers)},
+            "settings": self.settings,
+        }
+
+    def __len__(self) -> int:
+        return int(self.mask.sum())
+
+    def __str__(self) -> str:
+        total = int(self.graph.valid.sum()) * self.graph.positions
+        lines = [f"Circuit of {len(self)} of {total} edges, {len(self.nodes)} nodes; faithfulness {self.faithfulness:.3f} (1 is best)"]
+        for row in self.table():
+            place = f" @{row['position']}" if row["position"] is not None else ""
+            exact = f"{row['exact']:+.3f}" if row["exact"] is not None else "      "
+            lines.append(f"  {row['edge'] + place:<44} exact {exact}   {self.scores.method.split(',')[0]} {row['score']:+.3f}")
+        return "\n".join(lines)
+
+
+def trimmed(graph: EdgeGraph, mask: Tensor) -> Tensor:
+    """The mask without edges that lie on no path from a source to the output. mask: [..., readers, writers, positions]."""
+    flat = mask.reshape(-1, *graph.shape())
+    any_place = flat.any(3)
+    sources = torch.zeros(len(graph.writers), dtype=torch.bool)
+    for block in graph.lifted.sources:
+        sources[graph.columns[block.write]] = True
+    ends = torch.zeros(len(graph.readers), dtype=torch.bool)
+    ends[graph.parts[-1].ports[0].rows] = True
+    leads = graph.leads.float()
+    reached = sources.expand(len(flat), -1).clone()
+    wanted = ends.expand(len(flat), -1).clone()
+    for _ in range(len(graph.parts)):
+        rows = (any_place.float() @ reached.float()[:, :, None])[:, :, 0] > 0
+        new_reached = reached | ((rows.float() @ leads) > 0)
+        columns = (any_place.float().transpose(1, 2) @ wanted.float()[:, :, None])[:, :, 0] > 0
+        new_wanted = wanted | ((columns.float() @ leads.T) > 0)
+        if torch.equal(new_reached, reached) and torch.equal(new_wanted, wanted):
+            break
+        reached, wanted = new_reached, new_wanted
+    kept = flat & reached[:, None, :, None] & wanted[:, :, None, None]
+    return kept.reshape(mask.shape)

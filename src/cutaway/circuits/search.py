@@ -1,0 +1,203 @@
+"""Finding the circuit behind a behaviour: cheap scores for all edges, exact scores where it matters, then a minimality pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..attribution.eap import Scores, eap_ig
+from ..attribution.edges import EdgeGraph
+from ..attribution.metric import Metric
+from ..errors import InputError, MetricError
+from ..run.trace import Trace
+from .circuit import Circuit, trimmed
+from .mixture import evaluate
+
+Unit = tuple[int, ...]
+Progress = Callable[[str, int, int], None]
+
+
+def find_circuit(
+    clean: Trace,
+    corrupted: Trace,
+    metric: Metric,
+    *,
+    level: str = "edge",
+    faithfulness: float = 0.9,
+    steps: int = 5,
+    refine: int = 200,
+    positions: bool = False,
+    neurons: bool = False,
+    progress: Progress | None = None,
+) -> Circuit:
+    """The smallest circuit found whose faithfulness is within `1 - faithfulness` of 1, on a batch of pairs.
+
+    Edges (or nodes, with level="node") are scored by EAP-IG with `steps` steps; the best `refine` are scored again by
+    exact patching of each alone; the smallest prefix of that ranking that is faithful is pruned of everything it does
+    not need. `positions` resolves nodes by position, `neurons` MLPs by neuron.
+
+    Raises InputError for pairs that cannot be compared, MetricError for a metric that does not distinguish clean from
+    corrupted.
+    """
+    if level not in ("edge", "node"):
+        raise InputError(f"There is no level '{level}'; choose 'edge' or 'node'.")
+    graph = EdgeGraph(clean, corrupted, positions=positions, neurons=neurons)
+    search = _Search(graph, metric, level, progress or (lambda stage, done, of: None))
+    search.measure_gap()
+    search.progress("scoring edges", 0, steps)
+    scores = eap_ig(graph, metric, steps)
+    ranked = search.rank(scores, refine)
+    chosen, curve = search.shortest(ranked, 1 - faithfulness)
+    chosen = search.prune(chosen, 1 - faithfulness)
+    mask = search.mask(chosen)
+    reached = float(search.faithfulness(mask[None])[0])
+    settings = {
+        "scores": scores.method, "refined": len(search.exact), "target_faithfulness": faithfulness,
+        "positions": positions, "neurons": neurons, "evaluations": search.evaluations, "gap": search.gap,
+        "clean": search.clean, "corrupted": search.corrupted,
+    }  # fmt: skip
+    exact = search.exact if level == "edge" else {}
+    return Circuit(graph, metric, mask & graph.valid[:, :, None], scores, exact, level, reached, tuple(curve), settings)
+
+
+@dataclass
+class _Search:
+    """What a search knows: the graph, the metric at both ends, and exact effects so far."""
+
+    graph: EdgeGraph
+    metric: Metric
+    level: str
+    progress: Progress
+    clean: float = 0.0
+    corrupted: float = 0.0
+    gap: float = 0.0
+    evaluations: int = 0
+    exact: dict[tuple[int, int, int], float] = field(default_factory=dict)
+
+    def measure_gap(self) -> None:
+        """Measure the behaviour at both ends; raises MetricError when there is none."""
+        clean, corrupted = behaviour(self.graph, self.metric)
+        self.clean, self.corrupted = float(clean.mean()), float(corrupted.mean())
+        self.gap = self.clean - self.corrupted
+        check_distinguishes(self.metric, clean, corrupted)
+
+    def faithfulness(self, masks: Tensor) -> Tensor:
+        """[circuits]: the share of the behaviour that each mask keeps."""
+        self.evaluations += len(masks)
+        found = evaluate(self.graph, self.metric, masks)
+        return (found.mean(1) - self.corrupted) / self.gap
+
+    def mask(self, units: Sequence[Unit]) -> Tensor:
+        """The mask of a set of units, without dead ends."""
+        mask = torch.zeros(self.graph.shape(), dtype=torch.bool)
+        if self.level == "node":
+            for column, position in units:
+                mask[:, column, position] = True
+            return mask
+        for row, column, position in units:
+            mask[row, column, position] = True
+        return trimmed(self.graph, mask)
+
+    def rank(self, scores: Scores, refine: int) -> list[Unit]:
+        """All units, best first: exactly scored ones by exact effect, the rest by cheap score behind them."""
+        if self.level == "node":
+            table = scores.nodes
+            units: list[Unit] = [tuple(index) for index in table.nonzero().tolist()]
+        else:
+            table = scores.edges
+            units = [tuple(index) for index in table.nonzero().tolist()]
+        units.sort(key=lambda unit: -abs(float(table[unit])))
+        front = units[:refine]
+        if not front:
+            raise MetricError(f"The metric '{self.metric.name}' is reached by no edge that differs between the runs.")
+        full = torch.ones(self.graph.shape(), dtype=torch.bool)
+        effects: list[float] = []
+        for start in range(0, len(front), 32):
+            self.progress("exact patching", start, len(front))
+            masks = full.repeat(len(front[start : start + 32]), 1, 1, 1)
+            for mask, unit in zip(masks, front[start : start + 32], strict=True):
+                if self.level == "node":
+                    mask[:, unit[0], unit[1]] = False
+                else:
+                    mask[unit] = False
+            effects += ((1 - self.faithfulness(masks)) * self.gap).tolist()
+        measured = dict(zip(front, effects, strict=True))
+        if self.level == "edge":
+            self.exact = {(unit[0], unit[1], unit[2]): effect for unit, effect in measured.items()}
+        front.sort(key=lambda unit: -abs(measured[unit]))
+        return front + units[refine:]
+
+    def shortest(self, ranked: list[Unit], slack: float) -> tuple[list[Unit], list[tuple[int, float]]]:
+        """The shortest prefix of a ranking whose faithfulness is within `slack` of 1, and the curve of sizes tried."""
+        sizes, size = [], 1
+        while size < len(ranked):
+            sizes.append(size)
+            size = max(size + 1, int(size * 1.4))
+        sizes.append(len(ranked))
+        curve: list[tuple[int, float]] = []
+        for start in range(0, len(sizes), 6):
+            self.progress("choosing a size", start, len(sizes))
+            batch = sizes[start : start + 6]
+            found = self.faithfulness(torch.stack([self.mask(ranked[:count]) for count in batch])).tolist()
+            curve += list(zip(batch, found, strict=True))
+            good = next((count for count, value in zip(batch, found, strict=True) if abs(1 - value) <= slack), None)
+            if good is not None:
+                before = max((count for count, _ in curve if count < good), default=0)
+                between = list(range(before + 1, good))[:: max(1, (good - before) // 8)]
+                if between:
+                    finer = self.faithfulness(torch.stack([self.mask(ranked[:count]) for count in between])).tolist()
+                    curve += list(zip(between, finer, strict=True))
+                    good = next((c for c, value in zip(between, finer, strict=True) if abs(1 - value) <= slack), good)
+                return ranked[:good], sorted(curve)
+        return ranked, sorted(curve)
+
+    def prune(self, units: list[Unit], slack: float, rounds: int = 8) -> list[Unit]:
+        """Drop what the circuit does not need: each round drops as many of the least needed units as stay faithful."""
+        mask = self.mask(units)
+        if self.level == "edge":
+            units = [unit for unit in units if mask[unit]]
+        for turn in range(rounds):
+            self.progress("minimality", turn, rounds)
+            if len(units) < 2:
+                break
+            base = float(self.faithfulness(self.mask(units)[None])[0])
+            masks = torch.stack([self.mask([other for other in units if other != unit]) for unit in units])
+            need = [abs(1 - float(value)) - abs(1 - base) for value in self.faithfulness(masks)]
+            order = sorted(range(len(units)), key=lambda place: need[place])
+            spare = [place for place in order if need[place] < slack]
+            counts = sorted({max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1}, reverse=True)
+            trials = [[unit for place, unit in enumerate(units) if place not in set(spare[:count])] for count in counts if count <= len(spare)]
+            trials = [trial for trial in trials if trial]
+            if not trials:
+                break
+            found = self.faithfulness(torch.stack([self.mask(trial) for trial in trials])).tolist()
+            kept = next((trial for trial, value in zip(trials, found, strict=True) if abs(1 - value) <= max(slack, abs(1 - base))), None)
+            if kept is None:
+                break
+            mask = self.mask(kept)
+            units = [unit for unit in kept if mask[unit]] if self.level == "edge" else kept
+        return units
+
+
+@torch.no_grad()
+def behaviour(graph: EdgeGraph, metric: Metric) -> tuple[Tensor, Tensor]:
+    """The metric of each example on the clean and on the corrupted run, both [batch]."""
+    return metric(graph.clean_trace.logits, graph.net), metric(graph.corrupted_trace.logits, graph.net)
+
+
+def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:
+    """Raise MetricError when the metric is not finite, or not clearly different between clean and corrupted."""
+    change = clean - corrupted
+    if not torch.isfinite(change).all():
+        raise MetricError(f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output.")
+    mean = float(change.mean())
+    scale = float(torch.cat([clean, corrupted]).abs().mean()) + 1e-12
+    error = float(change.std()) / len(change) ** 0.5 if len(change) > 1 else 0.0
+    if abs(mean) < 1e-5 * scale or abs(mean) < 1.64 * error:
+        raise MetricError(
+            f"The metric '{metric.name}' does not distinguish clean from corrupted inputs: {float(clean.mean()):.4g} against "
+            f"{float(corrupted.mean()):.4g} over {len(change)} examples (standard error {error:.2g}); choose another metric or other inputs."
+        )

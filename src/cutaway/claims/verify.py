@@ -1,0 +1,214 @@
+"""Testing a circuit causally: does it carry the behaviour, does the rest not, is every edge needed, does chance do as well?"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attribution.edges import EdgeGraph
+from ..attribution.metric import Metric
+from ..circuits.circuit import Circuit
+from ..circuits.mixture import evaluate
+from ..circuits.search import Progress, behaviour, check_distinguishes
+from ..errors import InputError
+from ..run.structure import tensors
+from ..run.trace import Trace
+from .claim import Claim, Evidence, Reason
+from .null import random_circuits
+from .statistics import auroc, rank_p, ratio_interval
+
+FAITHFUL, COMPLETE, NEEDED, SIGNIFICANT = 0.3, 0.5, 0.5, 0.05
+
+
+def verify(
+    circuit: Circuit,
+    clean: Trace | None = None,
+    corrupted: Trace | None = None,
+    metric: Metric | None = None,
+    *,
+    truth: tuple[str, ...] | None = None,
+    random: int = 100,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Claim:
+    """Test a circuit, on held-out pairs if given (else on those it was found on, and the claim says so).
+
+    Faithfulness: the share of the behaviour that the circuit alone keeps, everything else corrupted. Completeness: the
+    share that is lost when the circuit alone is corrupted. Minimality: the share of edges whose removal changes
+    faithfulness by more than 0.01. Null: `random` connected circuits of the same size. Intervals: 95 %, bootstrap over
+    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported.
+
+    Raises InputError when the held-out pairs do not fit the circuit, MetricError when they show no behaviour.
+    """
+    report = progress or (lambda stage, done, of: None)
+    held_out = clean is not None and corrupted is not None
+    graph = _graph(circuit, clean, corrupted)
+    metric = metric or circuit.metric
+    good, bad = behaviour(graph, metric)
+    check_distinguishes(metric, good, bad)
+    report("faithfulness", 0, 4)
+    size = len(circuit) if circuit.level == "edge" else _node_count(circuit)
+    mask = circuit.mask if circuit.level == "edge" else _node_mask(circuit)
+    kept, lost = evaluate(graph, metric, torch.stack([mask, ~mask]))
+    gap = _numpy(good - bad)
+    faithfulness = ratio_interval(_numpy(kept - bad), gap, seed=seed)
+    completeness = ratio_interval(_numpy(good - lost), gap, seed=seed)
+    report("null", 1, 4)
+    drawn = evaluate(graph, metric, random_circuits(graph, size, random, seed, circuit.level))
+    null = ((drawn.mean(1) - bad.mean()) / (good - bad).mean()).tolist()
+    p = rank_p(-abs(1 - faithfulness[0]), [-abs(1 - value) for value in null])
+    report("minimality", 2, 4)
+    needs = _needs(graph, metric, circuit, mask, float(bad.mean()), float((good - bad).mean()), faithfulness[0])
+    minimality = float(np.mean([abs(need) > 0.01 for need in needs.values()])) if needs else 0.0
+    evidence = _evidence(faithfulness, completeness, minimality, null, p, len(good), random, len(needs))
+    details: dict[str, Any] = {
+        "null": null, "needs": needs, "per_example": _numpy((kept - bad) / (good - bad).mean()).tolist(),
+        "clean": float(good.mean()), "corrupted": float(bad.mean()), "circuit": float(kept.mean()), "complement": float(lost.mean()),
+    }  # fmt: skip
+    if truth is not None:
+        details["truth"] = compare_with_truth(circuit, truth)
+        evidence.append(Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"]))
+    reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
+    statement = (
+        f"In {graph.net.name}, {len(circuit)} of {int(graph.valid.sum()) * graph.positions} edges over {len(circuit.nodes)} nodes "
+        f"carry the {metric.name}."
+    )
+    inputs = {f"clean.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.clean_trace.args))}
+    inputs |= {f"corrupted.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.corrupted_trace.args))}
+    inputs["mask"] = circuit.mask.numpy().astype(np.uint8)
+    return Claim(
+        statement, verdict, reasons, tuple(evidence), circuit.to_dict(), details, _provenance(graph, metric, held_out, seed, len(good)), inputs
+    )
+
+
+def compare_with_truth(circuit: Circuit, truth: tuple[str, ...]) -> dict[str, Any]:
+    """How the scores of all testable edges rank those of the known mechanism, and which of them the circuit holds."""
+    graph = circuit.graph
+    edges = graph.edges
+    names = [graph.edge_name(row, column) for row, column in edges]
+    scores = [_score(circuit, row, column) for row, column in edges]
+    known = set(truth)
+    testable = [name for name in truth if name in set(names)]
+    inside = set(circuit.edges)
+    return {
+        "auroc": auroc(scores, [name in known for name in names]),
+        "how": f"{len(testable)} known edges among {len(names)} testable; {len(truth) - len(testable)} known ones have a writer that does not differ between the runs",
+        "found": [name for name in testable if name in inside],
+        "missed": [name for name in testable if name not in inside],
+        "beyond": [name for name in circuit.edges if name not in known],
+        "untestable": [name for name in truth if name not in set(names)],
+    }
+
+
+def _score(circuit: Circuit, row: int, column: int) -> float:
+    """The magnitude of an edge's effect, exact where it was measured, over positions."""
+    exact = [circuit.exact.get((row, column, place)) for place in range(circuit.graph.positions)]
+    known = [value for value in exact if value is not None]
+    return abs(sum(known)) if known else abs(float(circuit.scores.edges[row, column].sum()))
+
+
+def _graph(circuit: Circuit, clean: Trace | None, corrupted: Trace | None) -> EdgeGraph:
+    if clean is None or corrupted is None:
+        return circuit.graph
+    settings = circuit.settings
+    graph = EdgeGraph(clean, corrupted, positions=settings.get("positions", False), neurons=settings.get("neurons", False))
+    if graph.writers != circuit.graph.writers or graph.readers != circuit.graph.readers or graph.shape() != circuit.graph.shape():
+        raise InputError(
+            "The held-out runs have other nodes than the circuit; use the same network and inputs of the same shape but for the batch."
+        )
+    return graph
+
+
+def _node_mask(circuit: Circuit) -> Tensor:
+    return circuit.mask.any(0, keepdim=True).expand(circuit.mask.shape)
+
+
+def _node_count(circuit: Circuit) -> int:
+    return int(circuit.mask.any(0).sum())
+
+
+def _needs(
+    graph: EdgeGraph, metric: Metric, circuit: Circuit, mask: Tensor, bad: float, gap: float, whole: float
+) -> dict[str, float]:
+    """What faithfulness loses when one edge (or node) of the circuit is taken out."""
+    if circuit.level == "node":
+        units = [(slice(None), *unit) for unit in circuit.mask.any(0).nonzero().tolist()]
+        names = [graph.writers[unit[1]] + (f"@{unit[2]}" if graph.positions > 1 else "") for unit in units]
+    else:
+        listed = circuit.mask.nonzero().tolist()
+        units = [tuple(unit) for unit in listed]
+        names = [graph.edge_name(unit[0], unit[1]) + (f"@{unit[2]}" if graph.positions > 1 else "") for unit in listed]
+    found: dict[str, float] = {}
+    for start in range(0, len(units), 64):
+        masks = mask.clone().repeat(len(units[start : start + 64]), 1, 1, 1)
+        for row, unit in zip(masks, units[start : start + 64], strict=True):
+            row[unit] = False
+        values = (evaluate(graph, metric, masks).mean(1) - bad) / gap
+        found |= {name: whole - float(value) for name, value in zip(names[start:], values, strict=False)}
+    return found
+
+
+def _evidence(
+    faithfulness: tuple[float, float, float],
+    completeness: tuple[float, float, float],
+    minimality: float,
+    null: list[float],
+    p: float,
+    n: int,
+    random: int,
+    units: int,
+) -> list[Evidence]:
+    boot = f"95 % bootstrap interval over {n} examples, 2000 draws"
+    return [
+        Evidence("faithfulness", *faithfulness, "closer to 1", f"everything outside the circuit corrupted; {boot}"),
+        Evidence("completeness", *completeness, "higher", f"the circuit alone corrupted; {boot}"),
+        Evidence("minimality", minimality, None, None, "higher", f"share of {units} parts whose removal moves faithfulness by more than 0.01"),
+        Evidence(
+            "null faithfulness", float(np.mean(null)), float(np.quantile(null, 0.025)), float(np.quantile(null, 0.975)), "lower",
+            f"mean and central 95 % of {random} random connected circuits of the same size",
+        ),
+        Evidence("null p", p, None, None, "lower", f"share of {random} random circuits at least as close to faithfulness 1, +1 corrected"),
+    ]  # fmt: skip
+
+
+def _verdict(
+    faithfulness: tuple[float, float, float], completeness: tuple[float, float, float], minimality: float, null: list[float], p: float
+) -> tuple[tuple[Reason, ...], str]:
+    value, low, high = faithfulness
+    faithful = abs(1 - value) <= FAITHFUL and low >= 1 - 2 * FAITHFUL and high <= 1 + 2 * FAITHFUL
+    beats = p <= SIGNIFICANT
+    complete = completeness[0] >= COMPLETE
+    minimal = minimality >= NEEDED
+    reasons = (
+        Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour [{low:.0%}, {high:.0%}]"),
+        Reason("beats chance", beats, f"random circuits of its size keep {np.mean(null):.0%} on average; p = {p:.3f}"),
+        Reason("complete", complete, f"corrupting it removes {completeness[0]:.0%} of the behaviour"),
+        Reason("minimal", minimal, f"{minimality:.0%} of its parts are needed"),
+    )
+    if not (faithful and beats):
+        return reasons, "not supported"
+    return reasons, "supported" if complete and minimal else "partly supported"
+
+
+def _provenance(graph: EdgeGraph, metric: Metric, held_out: bool, seed: int, n: int) -> dict[str, Any]:
+    from .. import __version__
+
+    return {
+        "model": graph.net.name,
+        "source": graph.net.source,
+        "fingerprint": graph.net.fingerprint,
+        "metric": {"name": metric.name, **metric.facts},
+        "baseline": "counterfactual: the values of the corrupted run",
+        "examples": n,
+        "held_out": held_out,
+        "seed": seed,
+        "versions": {"cutaway": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
