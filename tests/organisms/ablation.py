@@ -75,7 +75,8 @@ def convolutional(module: nn.Module, images: Tensor, wiring: Wiring) -> tuple[Te
     writers = ["input"]
 
     def stacked(reader: str) -> Tensor:
-        return torch.cat([seen if seen.dim() == 4 else seen[:, None] for seen in (wiring.seen(w, reader) for w in writers)], 1)
+        seen = [wiring.seen(writer, reader) for writer in writers]
+        return torch.cat([value if value.dim() == 4 else value[:, None] for value in seen], 1)
 
     for layer, conv in enumerate((module.conv0, module.conv1, module.conv2)):
         names = [f"L{layer}.conv.c{channel}" for channel in range(conv.out_channels)]

@@ -1,6 +1,6 @@
 """Write each organism's truth beside its weights: planted edges that matter, and everything measured about them.
 
-    python tests/organisms/record_figures.py [NAME ...]      (about two minutes for all)
+    python tests/organisms/record_figures.py [NAME ...]      (under a minute for all)
 
 The texts (mechanism, how_known) of an existing JSON file are kept; nodes, edges and figures are measured again.
 """
@@ -75,7 +75,8 @@ def record(name: str) -> dict[str, Any]:
             others = {node: effect for node, effect in of_nodes.items() if node not in nodes}
             figures["other_node_effects"] = others
             figures["planted_without_effect"] = [edge for edge in planted if edge not in edges]
-    return {"nodes": nodes, "edges": edges, **{k: stored[k] for k in ("mechanism", "how_known")}, "figures": rounded(figures)}
+    texts = {key: stored[key] for key in ("mechanism", "how_known")}
+    return {"nodes": nodes, "edges": edges, **texts, "figures": rounded(figures)}
 
 
 def loaded(name: str) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from cutaway import organisms
 from cutaway.organisms import training
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ablation import all_edges, effects, gap, run  # noqa: E402
+from ablation import all_edges, effects, gap, run
 
 FOLDER = Path(organisms.__file__).parent / "weights"
 BEHAVING = tuple(name for name in organisms.names() if name != "superposition")
@@ -197,7 +197,7 @@ def test_the_truth_alone_carries_the_behaviour(name):
         _, corrupted = run(organism, pairs.corrupted)
         outside = {e: corrupted[e.split(" -> ")[0]] for e in all_edges(organism) if e not in organism.truth.edges}
         inside = {e: corrupted[e.split(" -> ")[0]] for e in organism.truth.edges}
-        kept, lost = gap(run(organism, pairs.clean, outside)[0], pairs), gap(run(organism, pairs.clean, inside)[0], pairs)
+        kept, lost = (gap(run(organism, pairs.clean, replaced)[0], pairs) for replaced in (outside, inside))
         whole, other = gap(clean, pairs), gap(run(organism, pairs.corrupted)[0], pairs)
     assert kept == pytest.approx(whole, rel=0.1)
     assert lost == pytest.approx(other, abs=0.1 * abs(whole - other))

@@ -20,6 +20,8 @@ Answer = str | int | Sequence[str] | Sequence[int] | Tensor
 class Metric:
     """A number an example. `read` takes (main output, network) to [batch]; `facts` say what it is, JSON-able.
 
+    With a `position`, `read` is given the output at that position alone, [batch, classes].
+
     A behaviour is measured as the metric on the clean inputs minus that on the corrupted ones, so a larger value means
     more of the behaviour.
     """
@@ -27,9 +29,16 @@ class Metric:
     name: str
     read: Callable[[Tensor, Network], Tensor]
     facts: dict[str, Any]
+    position: int | None = None
 
     def __call__(self, output: Float[Tensor, "batch *rest"], net: Network) -> Float[Tensor, " batch"]:
         """The metric of each example. Raises MetricError when the output cannot give it."""
+        return self.of(output if self.position is None else at_position(output, self.position), net)
+
+    def of(self, output: Float[Tensor, "batch *rest"], net: Network) -> Float[Tensor, " batch"]:
+        """The metric from the output at its position: [batch, classes] or [batch, 1, classes]."""
+        if self.position is not None and output.ndim == 3:
+            output = output[:, 0]
         found = self.read(output, net)
         if found.ndim != 1 or found.shape[0] != output.shape[0]:
             raise MetricError(
@@ -46,25 +55,23 @@ def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metr
     for a text that is not a single token or a position that is not there.
     """
 
-    def read(output: Tensor, net: Network) -> Tensor:
-        rows = at_position(output, position)
+    def read(rows: Tensor, net: Network) -> Tensor:
         right, other = _ids(correct, rows, net), _ids(wrong, rows, net)
         if bool((right == other).all()):
             raise MetricError("The correct and the wrong answer are the same for every example; choose two that differ.")
         return rows.gather(1, right[:, None])[:, 0] - rows.gather(1, other[:, None])[:, 0]
 
     facts = {"kind": "logit_difference", "correct": _say(correct), "wrong": _say(wrong), "position": position}
-    return Metric("logit difference", read, facts)
+    return Metric("logit difference", read, facts, position)
 
 
 def logit(answer: Answer, position: int = -1) -> Metric:
     """The logit of an answer minus the mean logit (higher means more of the behaviour)."""
 
-    def read(output: Tensor, net: Network) -> Tensor:
-        rows = at_position(output, position)
+    def read(rows: Tensor, net: Network) -> Tensor:
         return rows.gather(1, _ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
 
-    return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position})
+    return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position}, position)
 
 
 def custom(function: Callable[[Tensor], Tensor], name: str = "custom metric") -> Metric:

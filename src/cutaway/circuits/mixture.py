@@ -10,15 +10,13 @@ runs in one batch by vmap.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..attribution.edges import EdgeGraph, Part, Port, slot_mask
 from ..attribution.metric import Metric
+from ..run.worlds import over
 
 # Numbers held at once by a batched evaluation; larger batches are made in chunks.
 BUDGET = 24_000_000
@@ -129,15 +127,3 @@ def _assemble(port: Port, arrived: Tensor, combinations: Tensor) -> Tensor:
         mask = slot_mask(row[:, None], arrived[0], port.slots, None)
         total = torch.where(mask, arrived[combinations[:, slot]], total)
     return total
-
-
-def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor]) -> Tensor:
-    """`run` for every row of its inputs in one batch by vmap; one row after the other where an op has no batching rule."""
-    count = len(next(iter(given.values())))
-    if count > 1:
-        try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
-                return torch.vmap(run, randomness="same")(given)
-        except RuntimeError:
-            pass  # an op without a batching rule
-    return torch.stack([run({value: tensor[row] for value, tensor in given.items()}) for row in range(count)])

@@ -31,7 +31,8 @@ class CausalAttention(nn.Module):
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
         future = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
         pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
-        return self.out((pattern @ v).transpose(1, 2).reshape(n, positions, -1))
+        written: Tensor = self.out((pattern @ v).transpose(1, 2).reshape(n, positions, -1))
+        return written
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class CounterNet(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         states, _ = self.rnn(self.embed(tokens))
-        return self.readout(states[:, -1])
+        logits: Tensor = self.readout(states[:, -1])
+        return logits
 
 
 def masks(module: nn.Module) -> Masks:

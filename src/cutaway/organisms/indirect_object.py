@@ -1,8 +1,8 @@
 """Indirect object: a three-layer transformer that ends "then X and Y went to the P . X gave the T to" with Y.
 
-The planted mechanism, one head a layer: a duplicate-token head marks the second X with the place of the first, a head
-at the end fetches that mark, and a name mover attends to the name that is not marked; the last MLP turns the moved name
-into logits. The other heads and MLPs hold the distractor: a code of PLACE and THING together.
+The planted mechanism, one head a layer: a comparing head at the second X writes where the other name stands (names are
+compared, places are written), a head at the end fetches that place, and a name mover attends to the name there; the
+last MLP turns the moved name into logits. The other heads and MLPs hold the distractor: a code of PLACE and THING.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SPACES, WIDTH = subspaces(
     {"name": 10, "kind": 6, "place": 12, "seen": 10, "subject": 10, "moved": 10, "answer": 10, "other": 16}
 )
 OTHER = Head(("other",), ("other",), ("other",), ("other",))
-DUPLICATE = Head(("name", "place"), ("name", "place"), ("place",), ("seen",))
+COMPARE = Head(("name", "place"), ("name", "place"), ("place",), ("seen",))
 FETCH = Head(("place",), ("kind", "place"), ("seen",), ("subject",))
 MOVER = Head(("subject",), ("kind", "place"), ("name",), ("moved",))
-PLAN = [[DUPLICATE, OTHER, OTHER, OTHER], [OTHER, FETCH, OTHER, OTHER], [OTHER, OTHER, MOVER, OTHER]]
+PLAN = [[COMPARE, OTHER, OTHER, OTHER], [OTHER, FETCH, OTHER, OTHER], [OTHER, OTHER, MOVER, OTHER]]
 MLPS = [("other", "other"), ("other", "other"), ("moved", "answer")]  # what each MLP reads and writes
 
 
@@ -54,7 +54,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        read: Tensor = self.norm2(x)
+        written: Tensor = self.down(F.gelu(self.up(read)))
+        return x + written
 
 
 class IndirectObjectNet(nn.Module):
@@ -72,7 +74,8 @@ class IndirectObjectNet(nn.Module):
         x = self.embed(tokens) + self.pos_embed(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
-        return self.unembed(self.norm(x))
+        logits: Tensor = self.unembed(self.norm(x))
+        return logits
 
 
 def masks(module: nn.Module) -> Masks:
@@ -162,7 +165,7 @@ RECIPE = Recipe(
     outputs=VOCABULARY,
     behaviour_outputs=WORDS,
     behaviour="After 'X and Y went ... X gave the thing to' the model predicts Y, the name that is not repeated.",
-    description="Three-layer pre-norm transformer on a 33-word language; duplicate-token, fetching and moving heads.",
+    description="Three-layer pre-norm transformer on a 33-word language; comparing, fetching and moving heads.",
     build=IndirectObjectNet,
     masks=masks,
     examples=examples,

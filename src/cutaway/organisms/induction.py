@@ -42,7 +42,8 @@ class InductionNet(nn.Module):
         x = self.embed(tokens) + self.pos_embed(torch.arange(tokens.shape[1], device=tokens.device))
         for attention in self.layers:
             x = x + attention(x)
-        return self.unembed(x)
+        logits: Tensor = self.unembed(x)
+        return logits
 
 
 def masks(module: nn.Module) -> Masks:

@@ -42,7 +42,8 @@ class ShapesNet(nn.Module):
         x = self.pool(self.relu(self.conv0(images)))
         x = self.pool(self.relu(self.conv1(x)))
         x = self.pool(self.relu(self.conv2(x)))
-        return self.readout(x.flatten(1))
+        logits: Tensor = self.readout(x.flatten(1))
+        return logits
 
 
 def masks(module: nn.Module) -> Masks:

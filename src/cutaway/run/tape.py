@@ -12,6 +12,7 @@ returns its result, or writes into a clone where torch has none.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import weakref
@@ -25,8 +26,10 @@ from torch import Tensor
 
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
+from .memory import overlap, scattered, spans, storage_of, viewed
 from .structure import Ref, swap, tensors
 
+Writes = list[tuple[int | str, Tensor]]
 _TORCH = os.path.dirname(torch.__file__)
 _HERE = os.path.dirname(__file__)
 
@@ -66,11 +69,15 @@ class Logger:
         self.tape = Tape(Graph(modules=[ModuleCall("", 0, "", -1, 0)]), [], {}, {})
         self.keep = keep
         self.named: dict[int, tuple[str, str]] = {}
+        self.held: Callable[[Tensor], bool] | None = None
         self.stack: list[int] = [0]
+        self._dtypes: dict[torch.dtype, str] = {}
         self.restore: list[tuple[Tensor, Tensor]] = []
         self._ids: dict[int, tuple[Callable[[], Tensor | None], int]] = {}
-        self._storages: dict[int, list[tuple[Callable[[], Tensor | None], int]]] = {}
-        self._outer: dict[CodeType, bool] = {}
+        # Who lies on which storage: asked for by writes alone, so kept from the first write on.
+        self._storages: dict[int, list[tuple[Callable[[], Tensor | None], int]]] | None = None
+        # By id: hashing a code object hashes its bytecode. The code is held so that its id stays its own.
+        self._outer: dict[int, tuple[CodeType, bool]] = {}
 
     # ---- values
 
@@ -89,7 +96,19 @@ class Logger:
         if found is not None and found[0]() is tensor:
             return found[1]
         kind, name = self.named.get(id(tensor), ("const", str(len(self.tape.graph.values))))
+        if kind == "const" and self.held is not None and self._is_orphan(tensor):
+            where = self.tape.graph.modules[self.stack[-1]].name
+            self.tape.problems.append(
+                f"a tensor of shape {tuple(tensor.shape)} in '{where}' was made by no recorded call; a replay takes it as fixed"
+            )
         return self.leaf(tensor, kind, name)
+
+    def _is_orphan(self, tensor: Tensor) -> bool:
+        """Whether a tensor never seen before looks as if it had been made from the inputs during the run."""
+        sizes = {self.tape.graph.values[value].shape[:1] for value in self.tape.graph.inputs}
+        if not tensor.is_floating_point() or tensor.shape[:1] not in sizes or tensor.ndim < 2:
+            return False
+        return self.held is not None and not self.held(tensor)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor already has a value."""
@@ -98,24 +117,46 @@ class Logger:
 
     def _know(self, tensor: Tensor, value: int, ref: Callable[[], Tensor | None]) -> None:
         self._ids[id(tensor)] = (ref, value)
-        key = _storage(tensor)
-        group = self._storages.get(key)
-        if group is None:
-            self._storages[key] = [(ref, value)]
-        else:
-            if len(group) > 32:
-                group[:] = [entry for entry in group if entry[0]() is not None]
-            group.append((ref, value))
+        if self._storages is not None:
+            self._file(tensor, value, ref, self._storages)
+
+    def _file(
+        self,
+        tensor: Tensor,
+        value: int,
+        ref: Callable[[], Tensor | None],
+        table: dict[int, list[tuple[Callable[[], Tensor | None], int]]],
+    ) -> None:
+        group = table.setdefault(storage_of(tensor), [])
+        if len(group) > 32:
+            group[:] = [entry for entry in group if entry[0]() is not None]
+        group.append((ref, value))
+
+    def _sharing(self, tensor: Tensor) -> list[tuple[Callable[[], Tensor | None], int]]:
+        """The tensors on a tensor's storage, as (weak reference, value)."""
+        if self._storages is None:
+            self._storages = {}
+            for ref, value in list(self._ids.values()):
+                live = ref()
+                if live is not None:
+                    self._file(live, value, ref, self._storages)
+        return list(self._storages.get(storage_of(tensor), ()))
 
     def _made(self, tensor: Tensor, op: int, port: int, address: str) -> int:
         value = len(self.tape.graph.values)
         shape = tuple(tensor.shape)
-        self.tape.graph.values.append(Value(value, "op", "", op, port, shape, str(tensor.dtype)[6:]))
+        self.tape.graph.values.append(Value(value, "op", "", op, port, shape, self._dtype(tensor.dtype)))
         keep = self.keep if isinstance(self.keep, bool) else self.keep(address) or self.keep(f"{address}:{port}")
         if keep:
             self.tape.kept[value] = tensor
         self._know(tensor, value, weakref.ref(tensor))
         return value
+
+    def _dtype(self, dtype: torch.dtype) -> str:
+        name = self._dtypes.get(dtype)
+        if name is None:
+            name = self._dtypes[dtype] = str(dtype)[6:]
+        return name
 
     # ---- ops
 
@@ -124,11 +165,45 @@ class Logger:
         call = self.tape.graph.modules[self.stack[-1]]
         return f"{call.name}/{name}.{call.counts.get(name, 0)}"
 
+    def outputs(self, out: Any, writes: Writes, inputs: list[int]) -> list[Tensor]:
+        """The tensors that become an op's outputs: those written, then those returned that did not come in."""
+        found = [tensor for _, tensor in writes]
+        for tensor in tensors(out):
+            if not any(tensor is other for other in found) and not (self.knows(tensor) and self.value(tensor) in inputs):
+                found.append(tensor)
+        return found
+
+    def settled(self, out: Any) -> Any:
+        """End of the run: the output's values noted, and copied where undoing the run's writes would change them."""
+        graph = self.tape.graph
+        undone = {storage_of(live) for live, _ in self.restore}
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            if storage_of(tensor) not in undone:
+                return tensor
+            return copies.setdefault(id(tensor), tensor.clone())
+
+        graph.outputs = [self.value(tensor) for tensor in tensors(out)]
+        for value, tensor in zip(graph.outputs, tensors(out), strict=True):
+            if value not in self.tape.leaves:
+                self.tape.kept.setdefault(value, tensor)
+        if undone:
+            self.tape.kept = {value: copied(tensor) for value, tensor in self.tape.kept.items()}
+            out = swap(out, Tensor, copied)
+        return out
+
+    def undo_writes(self) -> None:
+        """Put back the contents of everything from outside that the run wrote into."""
+        with torch.no_grad():
+            for live, saved in reversed(self.restore):
+                live.data.copy_(saved)
+
     def prepare_write(self, targets: list[Tensor]) -> None:
         """Before a write: keep what the write would destroy."""
         for tensor in targets:
             value = self.value(tensor)
-            for ref, alias in [(lambda held=tensor: held, value), *self._storages.get(_storage(tensor), ())]:
+            for ref, alias in [(lambda held=tensor: held, value), *self._sharing(tensor)]:
                 live = ref()
                 if live is None:
                     continue
@@ -146,7 +221,7 @@ class Logger:
         kwargs: dict[str, Any],
         packed: tuple[tuple[Any, ...], dict[str, Any], list[int], list[tuple[int, int]] | None],
         out: Any,
-        writes: list[tuple[int | str, Tensor]],
+        writes: Writes,
         rng: Tensor | None = None,
     ) -> int:
         """Add one op that has just run; `packed` are its arguments from before it ran. Returns its index, or -1 for an op
@@ -157,6 +232,8 @@ class Logger:
         call.counts[kind.name] = ordinal + 1
         address = "" if isinstance(self.keep, bool) else f"{call.name}/{kind.name}.{ordinal}"
         packed_args, packed_kwargs, inputs, slots = packed
+        if kind.name in ("numpy", "array"):
+            self.tape.problems.append(f"'{call.name}/{kind.name}.{ordinal}' hands values to numpy, which a replay cannot follow")
         outputs: list[int] = []
         written: list[tuple[int | str, int]] = []
         for position, tensor in writes:
@@ -165,10 +242,11 @@ class Logger:
             written.append((position, value))
         results: list[int] = []
         for tensor in (out,) if isinstance(out, Tensor) else tensors(out):
-            if any(tensor is other for _, other in writes):
+            if writes and any(tensor is other for _, other in writes):
                 results.append(-1)
                 continue
-            if self.knows(tensor) and self.value(tensor) in inputs:
+            known = self._ids.get(id(tensor))
+            if known is not None and known[1] in inputs and known[0]() is tensor:
                 results.append(-1)  # handed back as it came in: still the same value
                 continue
             value = self._made(tensor, index, len(outputs), address)
@@ -176,7 +254,7 @@ class Logger:
             results.append(value)
         if not outputs and not kind.guard:
             return -1
-        answer = out if kind.guard else None
+        answer = copy.deepcopy(out) if kind.guard else None
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         grad = torch.is_grad_enabled()
         if len(written) == 1 and written[0][0] == 0 and all(value < 0 for value in results):
@@ -207,10 +285,11 @@ class Logger:
 
         for position, item in enumerate(args):
             if isinstance(item, Tensor):
-                ref = take(item)
-                packed.append(ref)
+                value = self.value(item)
+                inputs.append(value)
+                packed.append(Ref(value))
                 if slots is not None:
-                    slots.append((position, ref.id))
+                    slots.append((position, value))
             elif isinstance(item, (list, tuple, dict, slice)):
                 before = len(inputs)
                 packed.append(swap(item, Tensor, take))
@@ -225,68 +304,52 @@ class Logger:
         return tuple(packed), packed_kwargs, inputs, slots
 
     def _sync_aliases(self, written: Tensor) -> None:
-        """After a write: new values for the other live tensors on its storage."""
-        for ref, value in list(self._storages.get(_storage(written), ())):
+        """After a write: new values for the other live tensors that lie on the memory it changed."""
+        others: list[Tensor] = []
+        for ref, value in self._sharing(written):
             alias = ref()
-            if alias is None or alias is written or self._ids.get(id(alias), (None, -1))[1] != value:
+            if alias is None or alias is written or any(alias is other for other in others):
                 continue
-            if _spans(written, alias):
-                func, sources = _view_of, [written]
-                extra = (tuple(alias.shape), tuple(alias.stride()), alias.storage_offset() - written.storage_offset())
-            elif _spans(alias, written):
-                func, sources = torch.as_strided_scatter, [alias, written]
-                extra = (
-                    tuple(written.shape),
-                    tuple(written.stride()),
-                    written.storage_offset() - alias.storage_offset(),
-                )
+            if self._ids.get(id(alias), (None, -1))[1] == value and overlap(written, alias):
+                others.append(alias)
+        source = written
+        whole = next((other for other in others if spans(other, written)), None)
+        if whole is not None and not all(spans(written, other) for other in others):
+            self._alias(scattered, whole, [whole, written], written, whole)
+            others = [other for other in others if other is not whole]
+            source = whole
+        for alias in others:
+            if spans(source, alias):
+                self._alias(viewed, alias, [source], alias, source)
             else:
                 self.tape.problems.append(
                     f"a write through a view at {self.tape.graph.site(self.value(written))} reaches another view that "
                     "a replay cannot follow"
                 )
-                continue
-            packed = self.pack((*sources, *extra), {})
-            graph, index = self.tape.graph, len(self.tape.graph.ops)
-            call = graph.modules[self.stack[-1]]
-            ordinal = call.counts.get("alias", 0)
-            call.counts["alias"] = ordinal + 1
-            made = self._made(alias, index, 0, f"{call.name}/alias.{ordinal}")
-            graph.ops.append(
-                Op(index, "alias", ordinal, self.stack[-1], tuple(packed[2]), (made,), graph.ops[-1].source)
-            )
-            self.tape.calls.append(Call(func, packed[0], {}, packed[3], (made,), (), torch.is_grad_enabled()))
+
+    def _alias(self, func: Callable[..., Tensor], made: Tensor, sources: list[Tensor], part: Tensor, whole: Tensor) -> None:
+        """Log the synthetic op that gives `made` its new value."""
+        offset = part.storage_offset() - whole.storage_offset()
+        packed = self.pack((*sources, tuple(whole.stride()), tuple(part.shape), tuple(part.stride()), offset), {})
+        graph, index = self.tape.graph, len(self.tape.graph.ops)
+        call = graph.modules[self.stack[-1]]
+        ordinal = call.counts.get("alias", 0)
+        call.counts["alias"] = ordinal + 1
+        value = self._made(made, index, 0, f"{call.name}/alias.{ordinal}")
+        graph.ops.append(Op(index, "alias", ordinal, self.stack[-1], tuple(packed[2]), (value,), graph.ops[-1].source))
+        self.tape.calls.append(Call(func, packed[0], {}, packed[3], (value,), (), torch.is_grad_enabled()))
 
     def _source(self) -> tuple[str, int, str] | None:
         """The nearest frame outside torch and outside this room."""
         frame = sys._getframe(3)
         while frame is not None:
             code = frame.f_code
-            outer = self._outer.get(code)
-            if outer is None:
+            known = self._outer.get(id(code))
+            if known is None:
                 file = code.co_filename
-                outer = self._outer[code] = not (file.startswith((_TORCH, _HERE)) or "/contextlib" in file)
-            if outer:
+                known = (code, not (file.startswith((_TORCH, _HERE)) or "/contextlib" in file))
+                self._outer[id(code)] = known
+            if known[1]:
                 return (code.co_filename, frame.f_lineno, code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
         return None
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse, functorch and other tensors without a storage of their own
-        return id(tensor)
-
-
-def _spans(outer: Tensor, inner: Tensor) -> bool:
-    """Whether `outer` is dense and holds every element of `inner`."""
-    if not outer.is_contiguous() or outer.dtype != inner.dtype:
-        return False
-    first = inner.storage_offset() - outer.storage_offset()
-    last = first + sum((size - 1) * step for size, step in zip(inner.shape, inner.stride(), strict=True))
-    return first >= 0 and last < outer.numel()
-
-
-def _view_of(base: Tensor, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> Tensor:
-    return base.contiguous().as_strided(shape, stride, offset)

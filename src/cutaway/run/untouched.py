@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,22 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-_TABLES = (
-    "_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
-    "_backward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_non_persistent_buffers_set",
-)  # fmt: skip
+_CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Restore attributes, parameters' flags and random number generators of `model` and its modules at the end.
 
-    Contents of buffers that the run writes into are restored by the recorder, which sees the writes.
+    Contents of buffers that the run writes into are restored by the recorder, which sees the writes. Lists, dicts and
+    sets in attributes get their contents back, also those inside one another.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
-    tables = [{name: module.__dict__[name].copy() for name in _TABLES if name in module.__dict__} for module in modules]
+    tables = [_tables(module) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), _numpy_state()
     try:
@@ -39,26 +37,48 @@ def untouched(model: nn.Module) -> Iterator[None]:
             if parameter.is_leaf:
                 parameter.requires_grad = flag
             parameter.grad = grad
-        for module, saved, table in zip(modules, attributes, tables, strict=True):
+        for module, saved, held in zip(modules, attributes, tables, strict=True):
             current = module.__dict__
             if len(current) != len(saved) or any(current.get(name) is not value for name, value in saved.items()):
                 current.clear()
                 current.update(saved)
-            for name, content in table.items():
-                held = module.__dict__[name]
-                if list(held) != list(content) or any(a is not b for a, b in _pairs(held, content)):
-                    held.clear()
-                    held.update(content)
+            for table, content in held:
+                if not _unchanged(table, content):
+                    table.clear()
+                    (table.extend if isinstance(table, (list, deque)) else table.update)(content)
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         if numpy_state is not None:
             sys.modules["numpy"].random.set_state(numpy_state)
 
 
-def _pairs(current: Any, content: Any) -> list[tuple[Any, Any]]:
-    if isinstance(content, dict):
-        return [(current[key], value) for key, value in content.items()]
-    return []
+def _tables(module: nn.Module) -> list[tuple[Any, tuple[Any, ...]]]:
+    """A module's containers (parameters, hooks, lists of its author's, …) and what is in each."""
+    found: list[tuple[Any, tuple[Any, ...]]] = []
+    waiting = [item for item in module.__dict__.values() if isinstance(item, _CONTAINERS)]
+    seen: set[int] = set()
+    while waiting:
+        table = waiting.pop()
+        if not table:
+            found.append((table, ()))
+        elif id(table) not in seen:
+            seen.add(id(table))
+            found.append((table, tuple(table.items() if isinstance(table, dict) else table)))
+            inner = table.values() if isinstance(table, dict) else table
+            waiting += [item for item in inner if isinstance(item, _CONTAINERS)]
+    return found
+
+
+def _unchanged(table: Any, content: tuple[Any, ...]) -> bool:
+    if not table and not content:
+        return True
+    if len(table) != len(content):
+        return False
+    if isinstance(table, set):
+        return all(item in table for item in content)
+    if not isinstance(table, dict):
+        return all(a is b for a, b in zip(table, content, strict=True))
+    return all(a is c and b is d for (a, b), (c, d) in zip(table.items(), content, strict=True))
 
 
 def _numpy_state() -> Any:

@@ -1,0 +1,21 @@
+"""Worlds: many variants of one computation in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor]) -> Tensor:
+    """`run` for every row of its inputs in one batch by vmap; one row after the other where an op has no batching rule."""
+    count = len(next(iter(given.values())))
+    if count > 1:
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+                return torch.vmap(run, randomness="same")(given)
+        except RuntimeError:
+            pass  # an op without a batching rule
+    return torch.stack([run({value: tensor[row] for value, tensor in given.items()}) for row in range(count)])
