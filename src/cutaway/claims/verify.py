@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def verify(
     corrupted: Trace | None = None,
     metric: Metric | None = None,
     *,
-    truth: tuple[str, ...] | None = None,
+    truth: Sequence[str] | None = None,
+    unseen: Sequence[str] = (),
     random: int = 100,
     seed: int = 0,
     progress: Progress | None = None,
@@ -40,7 +42,8 @@ def verify(
     Faithfulness: the share of the behaviour that the circuit alone keeps, everything else corrupted. Completeness: the
     share that is lost when the circuit alone is corrupted. Minimality: the share of edges whose removal changes
     faithfulness by more than 0.01. Null: `random` connected circuits of the same size. Intervals: 95 %, bootstrap over
-    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported.
+    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported. `unseen` are
+    those of them that replacing clean by corrupted values is known not to show; they count neither way.
 
     Raises InputError when the held-out pairs do not fit the circuit, MetricError when they show no behaviour.
     """
@@ -70,7 +73,7 @@ def verify(
         "clean": float(good.mean()), "corrupted": float(bad.mean()), "circuit": float(kept.mean()), "complement": float(lost.mean()),
     }  # fmt: skip
     if truth is not None:
-        details["truth"] = compare_with_truth(circuit, truth)
+        details["truth"] = compare_with_truth(circuit, truth, unseen)
         evidence.append(Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"]))
     reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
     statement = (
@@ -85,22 +88,27 @@ def verify(
     )
 
 
-def compare_with_truth(circuit: Circuit, truth: tuple[str, ...]) -> dict[str, Any]:
-    """How the scores of all testable edges rank those of the known mechanism, and which of them the circuit holds."""
+def compare_with_truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[str] = ()) -> dict[str, Any]:
+    """How the scores of all testable edges rank those of the known mechanism, and which of them the circuit holds.
+
+    Testable: the writer differs between the runs, and the edge is not in `unseen`.
+    """
     graph = circuit.graph
-    edges = graph.edges
-    names = [graph.edge_name(row, column) for row, column in edges]
-    scores = [_score(circuit, row, column) for row, column in edges]
-    known = set(truth)
-    testable = [name for name in truth if name in set(names)]
-    inside = set(circuit.edges)
+    table = {graph.edge_name(row, column): _score(circuit, row, column) for row, column in graph.edges}
+    table = {name: score for name, score in table.items() if name not in set(unseen)}
+    known, inside = set(truth), set(circuit.edges)
+    testable = [name for name in truth if name in table]
+    hidden = [name for name in truth if name not in table]
     return {
-        "auroc": auroc(scores, [name in known for name in names]),
-        "how": f"{len(testable)} known edges among {len(names)} testable; {len(truth) - len(testable)} known ones have a writer that does not differ between the runs",
+        "auroc": auroc(list(table.values()), [name in known for name in table]),
+        "how": (
+            f"{len(testable)} known edges among {len(table)} testable ones; {len(hidden)} more known ones carry the same "
+            "in both runs, so this contrast cannot show them"
+        ),
         "found": [name for name in testable if name in inside],
         "missed": [name for name in testable if name not in inside],
         "beyond": [name for name in circuit.edges if name not in known],
-        "untestable": [name for name in truth if name not in set(names)],
+        "untestable": hidden,
     }
 
 
