@@ -30,7 +30,9 @@ class Directions:
 
     def encode(self, value: Any) -> Any:
         """Least-squares coordinates, so that projecting out the span is setting them to zero."""
-        return value @ self.vectors.to(value).pinverse()
+        vectors = self.vectors.to(value.device)
+        vectors = vectors if vectors.dtype.itemsize > 2 else vectors.float()  # torch inverts no half precision
+        return value @ vectors.pinverse().to(value)
 
     def decode(self, coordinates: Any) -> Any:
         """The sum of the vectors, weighted by the coordinates."""

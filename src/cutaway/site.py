@@ -24,8 +24,8 @@ from .errors import SiteError
 Index = int | slice | tuple[int, ...]
 
 _SITE = re.compile(r"^(?P<name>[^\[\]\s]+)(?:\[(?P<index>[^\[\]]*)\])?$")
-_HEAD = re.compile(r"^(?P<block>.+\.(?:attn|xattn))\.h(?P<head>\d+)(?P<rest>\..+)?$")
-_UNIT = re.compile(r"^(?P<block>.+\.(?:mlp|conv|rnn|act))\.(?P<axis>[ncu])(?P<unit>\d+)(?P<rest>\..+)?$")
+_HEAD = re.compile(r"^(?P<block>L\d+\.x?attn)\.h(?P<head>\d+)(?P<rest>\..+)?$")
+_UNIT = re.compile(r"^(?P<block>L\d+\.(?:mlp|conv|rnn|cell|act)(?:@\d+)?)\.(?P<axis>[ncu])(?P<unit>\d+)(?P<rest>\..+)?$")
 _UNIT_AXIS = {"n": "neuron", "c": "channel", "u": "state"}
 
 
@@ -49,14 +49,13 @@ class Site:
             axis, equals, value = item.partition("=")
             if not equals or not axis.strip():
                 raise SiteError(f"'{item}' in '{text}' is not an index; write axis=number, axis=from:to or axis=1|4|7.")
-            read_index(value)
-            index[axis.strip()] = value.strip()
+            _set(index, axis.strip(), _canonical(value), text)
         name = match["name"]
         if found := _HEAD.match(name):
-            index.setdefault("head", found["head"])
+            _set(index, "head", _canonical(found["head"]), text)
             name = found["block"] + (found["rest"] or ".z")
         elif found := _UNIT.match(name):
-            index.setdefault(_UNIT_AXIS[found["axis"]], found["unit"])
+            _set(index, _UNIT_AXIS[found["axis"]], _canonical(found["unit"]), text)
             name = found["block"] + (found["rest"] or ".out")
         return Site(name, tuple(sorted(index.items())))
 
@@ -66,8 +65,21 @@ class Site:
 
     def at(self, **index: int | str) -> Site:
         """The same site with further indices, as in `site.at(head=6)`."""
-        merged = dict(self.index) | {axis: str(value) for axis, value in index.items()}
+        merged = dict(self.index) | {axis: _canonical(str(value)) for axis, value in index.items()}
         return Site(self.name, tuple(sorted(merged.items())))
+
+
+def _set(index: dict[str, str], axis: str, value: str, text: str) -> None:
+    if index.setdefault(axis, value) != value:
+        raise SiteError(f"'{text}' gives the axis '{axis}' twice, as {index[axis]} and as {value}; give it once.")
+
+
+def _canonical(text: str) -> str:
+    """One spelling for each index, so that equal sites are equal."""
+    index = read_index(text)
+    if isinstance(index, slice):
+        return ":".join("" if end is None else str(end) for end in (index.start, index.stop))
+    return "|".join(map(str, index)) if isinstance(index, tuple) else str(index)
 
 
 def read_index(text: str) -> Index:
@@ -89,5 +101,5 @@ def unknown(name: str, known: Iterable[str]) -> SiteError:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     near += [other for other in names if name in other and other not in near][: 3 - len(near)]
-    hint = f" Near it: {', '.join(near)}." if near else " `trace.listing()` shows the raw sites, `trace.lift()` the rest."
-    return SiteError(f"No site '{name}' in this run.{hint}")
+    hint = f"Near it: {', '.join(near)}." if near else "`trace.listing()` shows the raw sites, `trace.lift()` the rest."
+    return SiteError(f"No site '{name}' in this run. {hint}")

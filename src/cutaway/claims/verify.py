@@ -193,7 +193,7 @@ def _verdict(
     minimal = minimality >= NEEDED
     reasons = (
         Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour [{low:.0%}, {high:.0%}]"),
-        Reason("beats chance", beats, f"random circuits of its size keep {np.mean(null):.0%} on average; p = {p:.3f}"),
+        Reason("beats chance", beats, f"random circuits of its size keep {abs(round(float(np.mean(null)), 3)):.0%} on average; p = {p:.3f}"),
         Reason("complete", complete, f"corrupting it removes {completeness[0]:.0%} of the behaviour"),
         Reason("minimal", minimal, f"{minimality:.0%} of its parts are needed"),
     )

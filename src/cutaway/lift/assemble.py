@@ -17,6 +17,7 @@ def blocks(flow: Flow) -> list[Block]:
     found = attentions(flow)
     taken = {op for block in found for op in block.members}
     pieces = regions(flow, taken)
+    flow.norms = {op: region.write for region in pieces if region.reduces for op in region.members}
     found += [block for region in pieces if (block := _block(flow, region)) is not None]
     found += _plain_convolutions(flow, found)
     found.sort(key=lambda block: (flow.graph.values[block.write].op, block.write))

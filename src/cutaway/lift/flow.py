@@ -19,6 +19,7 @@ class Flow:
         self.tape = tape
         self.graph: Graph = tape.graph
         self.batch = batch
+        self.norms: dict[int, int] = {}  # ops of norms, written out or not, to what the norm writes; set by `blocks`
         self.inputs = set(self.graph.inputs)
         self.activations = self._activations()
         self.useful = self._useful()

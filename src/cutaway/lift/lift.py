@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SiteError
+from ..run.replay import execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Found, Trace
@@ -60,8 +61,9 @@ class Lifted:
         """One row a component kind and layer: heads, neurons, channels, state units, embeddings, the unembedding."""
         rows: dict[str, Component] = {}
         for block in [*self.sources, *self.constants, *self.blocks]:
-            if block.name in rows:
-                rows[block.name] = replace(rows[block.name], calls=rows[block.name].calls + 1)
+            if (row := rows.get(block.name)) is not None:
+                more = tuple(dict.fromkeys((*row.reads, *(read.port for read in block.reads))))
+                rows[block.name] = replace(row, calls=row.calls + 1, reads=more)
                 continue
             shape = self.flow.shape(block.write)
             neurons = block.kind == "mlp" and bool(shape)
@@ -135,19 +137,36 @@ def _sources(flow: Flow, found: Iterable[Block]) -> list[Block]:
 
 
 def _constants(flow: Flow) -> list[Block]:
-    """Values made of parameters alone that are added to activations: position embeddings."""
+    """Values made of parameters alone that are added to activations and differ by position, or by nothing.
+
+    The first are position embeddings, learnt tables or parts of them; the others embed what is the same everywhere, such
+    as a token's type. Biases are broadcast over positions and are neither.
+    """
     found: list[Block] = []
+    counts: dict[str, int] = {}
     for op in flow.graph.ops:
         if sort_name(op) not in ("add", "iadd") or not flow.moves(op):
             continue
         for value in op.inputs:
-            maker = flow.maker(value)
-            from_table = maker is not None and any(flow.graph.values[source].kind == "param" for source in maker.inputs)
-            embedding = maker is not None and sort_name(maker) in ("embedding", "getitem", "slice", "index_select")
-            if value not in flow.activations and from_table and embedding and len(flow.shape(value)) >= 2:
-                name = "pos_embed" + (str(len(found)) if found else "")
-                found.append(Block("embedding", (), value, _whole(flow, value), "", frozenset(), name))
+            if value in flow.activations or not _is_table(flow, value, flow.shape(op.outputs[0])):
+                continue
+            rows = execute(flow.tape, plan(flow.tape, [], [value]))[value]
+            kind = "type_embed" if bool((rows == rows[..., :1, :]).all()) else "pos_embed"
+            name = kind + (str(counts[kind]) if kind in counts else "")
+            counts[kind] = counts.get(kind, 0) + 1
+            found.append(Block("embedding", (), value, _whole(flow, value), "", frozenset(), name))
     return found
+
+
+def _is_table(flow: Flow, value: int, shape: tuple[int, ...]) -> bool:
+    """Whether a value is a parameter, or rows of one, with a row for each position of an activation of this shape."""
+    maker = flow.maker(value)
+    sources = (value,) if maker is None else maker.inputs
+    if maker is not None and sort_name(maker) not in ("embedding", "getitem", "slice", "index_select"):
+        return False
+    own = flow.shape(value)
+    fits = len(shape) >= 3 and len(own) >= 2 and own[-2:] == shape[-2:]
+    return fits and any(flow.graph.values[source].kind == "param" for source in sources)
 
 
 def _unembed(flow: Flow, output: int) -> str | None:

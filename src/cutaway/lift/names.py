@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 
-from ..graph import Graph
+from ..graph import Graph, Op
 from ..run.trace import Found
 from ..site import unknown
 from . import ops
-from .blocks import AXES, Block
+from .blocks import AXES, Block, Slots
 from .flow import Flow
-from .ops import sort_name
+from .ops import active, sort_name
 
 _ALIASES: tuple[tuple[str, str], ...] = (
     (r"(?:blocks\.(\d+)\.)attn\.hook_(q|k|v|z|pattern)", r"L\1.attn.\2"),
     (r"(?:blocks\.(\d+)\.)attn\.hook_attn_scores", r"L\1.attn.scores"),
     (r"(?:blocks\.(\d+)\.)hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)", r"L\1.\2"),
     (r"(?:blocks\.(\d+)\.)mlp\.hook_pre", r"L\1.mlp.pre"),
+    (r"(?:blocks\.(\d+)\.)mlp\.hook_pre_linear", r"L\1.mlp.up"),
     (r"(?:blocks\.(\d+)\.)mlp\.hook_post", r"L\1.mlp.out"),
     (r"hook_(embed|pos_embed)", r"\1"),
     (r"(?:layers_input|resid_pre)[.\[](\d+)\]?", r"L\1.resid_pre"),
@@ -44,10 +45,12 @@ def standard_sites(flow: Flow, sources: list[Block], found: list[Block], output:
     sites: dict[str, Found] = {}
 
     def put(name: str, value: int, axes: tuple[str, ...]) -> None:
-        sites.setdefault(name, Found(graph.site(value), axes))
+        sites.setdefault(name, _place(flow, value, axes))
 
     for source in sources:
-        put(source.name, source.write, _plain(flow, source.write))
+        fixed = source.write not in flow.activations and len(flow.shape(source.write)) == 2
+        axes = ("pos", "neuron") if fixed else _plain(flow, source.write)
+        sites[source.name] = Found(graph.site(source.write), axes) if fixed else _place(flow, source.write, axes)
     for block in found:
         name = f"{block.name}@{block.step}" if block.step else block.name
         axes = _axes(flow, block)
@@ -58,10 +61,19 @@ def standard_sites(flow: Flow, sources: list[Block], found: list[Block], output:
             for read in block.reads:
                 put(f"{name}.{read.port}", read.value, axes if len(flow.shape(read.value)) == len(axes) else ())
         if block.kind == "mlp":
-            put(f"{block.name}.pre", block.reads[0].value, axes)
+            first = next((read for read in block.reads if read.port == "gate"), block.reads[0])
+            put(f"{block.name}.pre", first.value, axes)
     put("logits", output, (*_plain(flow, output)[:-1], "vocab"))
     _stream_sites(flow, found, sites)
     return sites
+
+
+def _place(flow: Flow, value: int, axes: tuple[str, ...]) -> Found:
+    """A value's place; batch and positions folded into one axis are told apart."""
+    shape = flow.shape(value)
+    if len(shape) == 2 and flow.batch and shape[0] != flow.batch and shape[0] % flow.batch == 0:
+        return Found(flow.graph.site(value), ("batch", "pos", axes[-1]), shape[0] // flow.batch)
+    return Found(flow.graph.site(value), axes)
 
 
 def _plain(flow: Flow, value: int) -> tuple[str, ...]:
@@ -81,53 +93,89 @@ def _axes(flow: Flow, block: Block) -> tuple[str, ...]:
 
 def _attention_sites(flow: Flow, block: Block, sites: dict[str, Found]) -> None:
     graph = flow.graph
-    four = ("batch", "head", "pos", "neuron")
-    for port, value in [*((read.port, read.value) for read in block.reads), ("z", block.write)]:
-        shape = flow.shape(value)
-        axes = four if len(shape) == 4 else ("batch", "pos", "neuron") if len(shape) == 3 else ()
-        sites[f"{block.name}.{port}"] = Found(graph.site(value), axes)
     inside = ("batch", "head", "query", "key")
+
+    def put(name: str, value: int, slots: Slots, axes: tuple[str, ...]) -> None:
+        fold = slots.count if slots.tiled and flow.shape(value)[0] == flow.batch * slots.count else 0
+        if len(flow.shape(value)) + bool(fold) != 4:
+            axes = (axes[0], *axes[2:]) if len(flow.shape(value)) == 3 else ()
+        sites[f"{block.name}.{name}"] = Found(graph.site(value), axes, fold)
+
+    for read in block.reads:
+        put(read.port, read.value, read.slots, ("batch", "head", "pos", "neuron"))
+    put("z", block.write, block.slots, ("batch", "head", "pos", "neuron"))
     if "fused" in block.extra:
         address = graph.address(graph.ops[block.extra["fused"]])
         sites[f"{block.name}.pattern"] = Found(f"{address}//_safe_softmax.0", inside)
         sites[f"{block.name}.scores"] = Found(f"{address}//_safe_softmax.0<", inside)
     else:
         for name in ("pattern", "scores"):
-            shape = flow.shape(block.extra[name])
-            axes = inside if len(shape) == 4 else ("batch", "query", "key")
-            sites[f"{block.name}.{name}"] = Found(graph.site(block.extra[name]), axes)
+            value = block.extra[name]
+            put(name, value, block.slots, inside)
 
 
 def _stream_sites(flow: Flow, found: list[Block], sites: dict[str, Found]) -> None:
-    """resid.0, resid.1, … and the resid_pre, resid_mid, resid_post, attn_out and mlp_out of layers."""
-    graph = flow.graph
-    adds = flow.residual_adds
-    if not adds:
-        return
-    axes = ("batch", "pos", "neuron")
-    stream = [adds[min(adds)][0], *(graph.ops[op].outputs[0] for op in sorted(adds))]
-    for place, value in enumerate(dict.fromkeys(stream)):
-        sites[f"resid.{place}"] = Found(graph.site(value), axes if len(flow.shape(value)) == 3 else _plain(flow, value))
+    """resid.0, resid.1, … and the resid_pre, resid_mid, resid_post, attn_out and mlp_out of layers.
+
+    A layer is an attention and the MLP of the same number, when the MLP reads what the attention read or what it added
+    to; an attention or an MLP without a partner of its number is a layer of its own. Where numbers do not match so
+    (a decoder with cross-attention) there is no resid_mid and no resid_post.
+    """
+    stream = _stream(flow)
+    for place, value in enumerate(stream):
+        sites[f"resid.{place}"] = _stream_place(flow, value)
     members = set(stream)
+    layers: dict[str, dict[str, tuple[int | None, int | None]]] = {}
     for block in found:
-        if block.kind not in ("attention", "mlp"):
+        if block.kind not in ("attention", "mlp") or not members:
             continue
         layer, part = block.name.split(".")
-        before = _stream_before(flow, block, members)
-        add = _add_after(flow, block)
-        label = "resid_pre" if part == "attn" else "resid_mid"
-        if before is not None:
-            sites[f"{layer}.{label}"] = Found(graph.site(before), axes)
-        if add is not None:
-            sites[f"{layer}.{part}_out"] = Found(graph.site(adds[add][1]), axes)
-            after = Found(graph.site(graph.ops[add].outputs[0]), axes)
-            sites[f"{layer}.resid_post"] = after
-            if part == "attn":
-                sites.setdefault(f"{layer}.resid_mid", after)
+        before, (out, after) = _stream_before(flow, block, members), _way_out(flow, block)
+        layers.setdefault(layer, {})[part] = (before, after)
+        if out is not None:
+            sites[f"{layer}.{part}_out"] = _stream_place(flow, out)
+    for layer, parts in layers.items():
+        for name, value in _layer(flow, parts).items():
+            sites[f"{layer}.{name}"] = _stream_place(flow, value)
+
+
+def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]]) -> dict[str, int]:
+    """The residual values around one layer's attention and MLP, each given as (value before, value after)."""
+    names: dict[str, int | None] = {}
+    start, middle = parts.get("attn", (None, None))
+    second, end = parts.get("mlp", (None, None))
+    if "attn" not in parts or "mlp" not in parts:
+        names = {"resid_pre": start or second, "resid_post": middle or end}
+    elif second == start:  # both read the same: a parallel layer
+        names = {"resid_pre": start, "resid_post": end}
+    elif second is not None and middle in flow.back(second, lambda op: op.index in flow.norms or _is_norm(op)):
+        names = {"resid_pre": start, "resid_mid": middle, "resid_post": end}
+    else:
+        names = {"resid_pre": start}
+    return {name: value for name, value in names.items() if value is not None}
+
+
+def _is_norm(op: Op) -> bool:
+    return sort_name(op) in ops.NORMS
+
+
+def _stream(flow: Flow) -> list[int]:
+    """What residual adds add to and what they give, in order of execution."""
+    adds = flow.residual_adds
+    values = {flow.graph.ops[op].outputs[0] for op in adds}
+    for skip, _ in adds.values():
+        if not values.intersection(flow.back(skip, lambda op: flow.is_layout(op) and op.outputs[0] not in values)):
+            values.add(skip)
+    return sorted(values, key=lambda value: (flow.graph.values[value].op, value))
+
+
+def _stream_place(flow: Flow, value: int) -> Found:
+    axes = ("batch", "pos", "neuron") if len(flow.shape(value)) == 3 else _plain(flow, value)
+    return _place(flow, value, axes)
 
 
 def _stream_before(flow: Flow, block: Block, stream: set[int]) -> int | None:
-    waiting, seen = [block.reads[0].value], set()
+    waiting, seen = [block.reads[0].value], set[int]()
     while waiting:
         value = waiting.pop(0)
         if value in stream:
@@ -139,18 +187,22 @@ def _stream_before(flow: Flow, block: Block, stream: set[int]) -> int | None:
     return None
 
 
-def _add_after(flow: Flow, block: Block) -> int | None:
-    """The residual add that a block's write reaches as the branch, through soft ops, one contraction and a norm."""
+def _way_out(flow: Flow, block: Block) -> tuple[int | None, int | None]:
+    """What a block adds to the residual stream, before anything else is added to it, and the stream after that."""
     branches = {branch: op for op, (_, branch) in flow.residual_adds.items()}
-    waiting, seen = [block.write], set()
+    waiting: list[tuple[int, int | None]] = [(block.write, None)]
+    seen = set[int]()
     while waiting:
-        value = waiting.pop(0)
+        value, out = waiting.pop(0)
         if value in branches:
-            return branches[value]
+            return value if out is None else out, flow.graph.ops[branches[value]].outputs[0]
         if value in seen:
             continue
         seen.add(value)
         for op in flow.users(value):
-            if op.index not in flow.residual_adds and (flow.linear[op.index] or sort_name(op) in ops.NORMS):
-                waiting.extend(op.outputs)
-    return None
+            if op.index in flow.norms:
+                waiting.append((flow.norms[op.index], out))
+            elif op.index not in flow.residual_adds and (flow.linear[op.index] or _is_norm(op)):
+                joins = sort_name(op) in ("add", "iadd", "radd") and len(active(op, flow.activations)) > 1
+                waiting.extend((made, value if joins and out is None else out) for made in op.outputs)
+    return None, None

@@ -167,9 +167,23 @@ def _split(flow: Flow, members: set[int]) -> list[Region]:
                     reads[value] = None
         ordered = tuple(sorted(reads))
         ordered, absorbed = _absorb(flow, ordered)
-        reduces = any(sort_name(graph.ops[op]) in _REDUCTIONS for op in own)
+        reduces = any(sort_name(graph.ops[op]) in _REDUCTIONS and _is_bent(flow, op, own) for op in own)
         found.append(Region(frozenset(own | absorbed), ordered, write, reduces))
     return found
+
+
+def _is_bent(flow: Flow, reduction: int, own: set[int]) -> bool:
+    """Whether what a reduction gives meets a nonlinearity or a product in its region, as it does in a norm."""
+    waiting, seen = [reduction], set[int]()
+    while waiting:
+        for value in flow.graph.ops[waiting.pop()].outputs:
+            for op in flow.users(value):
+                if op.index in own and op.index not in seen:
+                    if flow.is_bend(op):
+                        return True
+                    seen.add(op.index)
+                    waiting.append(op.index)
+    return False
 
 
 def _absorb(flow: Flow, reads: tuple[int, ...]) -> tuple[tuple[int, ...], set[int]]:

@@ -19,7 +19,14 @@ GUARDS = frozenset("item tolist equal allclose is_nonzero numpy".split())
 _GUARD_DUNDERS = frozenset("__bool__ __int__ __float__ __index__ __complex__ __array__".split())
 # Python functions that are worth more as their parts than as one op.
 _COMPOSITE = {"multi_head_attention_forward"}
-_WRITES_BUFFERS = {"batch_norm", "instance_norm"}
+# Functions that write into arguments without saying so in their name or schema: those arguments, and the one that, when
+# it is given and true, makes them do it; each as (position, keyword).
+HIDDEN_WRITES: dict[str, tuple[tuple[tuple[int, str], ...], tuple[int, str]]] = {
+    "batch_norm": (((1, "running_mean"), (2, "running_var")), (5, "training")),
+    "instance_norm": (((1, "running_mean"), (2, "running_var")), (5, "use_input_stats")),
+    "embedding": (((1, "weight"),), (3, "max_norm")),
+    "embedding_bag": (((1, "weight"),), (3, "max_norm")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Kind:
     random: bool
     guard: bool
     parts: Callable[..., Any] | None
+    hidden: bool = False
+    foreign: bool = False
 
 
 _KINDS: dict[Any, Kind] = {}
@@ -102,10 +111,12 @@ def _classify(func: Any) -> Kind:
         dunder = raw.startswith("__") and raw.endswith("__")
         iop = dunder and raw[2] == "i" and raw not in ("__invert__", "__index__", "__int__", "__iter__", "__init__")
         writes = iop or raw in ("__setitem__", "__set__") or (name.endswith("_") and not dunder)
-        writes = writes or name in _WRITES_BUFFERS or not _is_torchs(func)
+        writes = writes or not _is_torchs(func)
         inplace = _inplace_position(func)
     parts = _with_parts_visible(func) if name in _COMPOSITE else None
-    return Kind(name, writes, inplace, _is_random(name, func), name in GUARDS or raw in _GUARD_DUNDERS, parts)
+    guard = name in GUARDS or raw in _GUARD_DUNDERS
+    hidden = schema is None and name in HIDDEN_WRITES
+    return Kind(name, writes, inplace, _is_random(name, func), guard, parts, hidden, schema is None and not _is_torchs(func))
 
 
 def _is_torchs(func: Any) -> bool:

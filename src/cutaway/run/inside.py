@@ -66,6 +66,8 @@ def _parts(tape: Tape, index: int) -> tuple[Logger, list[int], list[int]]:
         if call.rng is not None:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.set_rng_state(call.rng)
+        if call.autocast is not None:
+            stack.enter_context(torch.autocast("cpu", dtype=call.autocast))
         stack.enter_context(_AtenMode(log))
         out = call.func(*args, **kwargs)
     results = [log.value(tensor) for tensor in tensors(out)]
@@ -82,7 +84,7 @@ def opened(tape: Tape, indices: Iterable[int]) -> Tape:
     values = [Value(v.id, v.kind, v.name, -1, v.port, v.shape, v.dtype) for v in old.values]
     new = Tape(
         Graph(values, [], [_copy(call) for call in old.modules], list(old.inputs), list(old.outputs)),
-        [], dict(tape.leaves), dict(tape.kept), list(tape.problems),
+        [], dict(tape.leaves), dict(tape.kept), list(tape.problems), dict(tape.seals),
     )  # fmt: skip
     starts: list[int] = []
     for op, call in zip(old.ops, tape.calls, strict=True):
@@ -125,7 +127,7 @@ def _inline(tape: Tape, op: Op, new: Tape) -> None:
             None if call.slots is None else [(place, outside[value]) for place, value in call.slots],
             tuple(outside[value] if value >= 0 else -1 for value in call.results),
             tuple((place, outside[value]) for place, value in call.written),
-            tape.calls[op.index].grad, call.autocast, call.rng, call.answer,
+            tape.calls[op.index].grad, None, call.rng, call.answer,
         )  # fmt: skip
         _append(new, Op(-1, part.name, part.ordinal, op.module, inputs, outputs, op.source, address), moved)
 

@@ -7,7 +7,7 @@ value that the site's indices name, in a basis if one is given; the rest of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,25 +76,50 @@ def apply(site: str | Site, function: Callable[[Tensor], Tensor], basis: Basis |
 # Each edit: (part of the value, the same part of the source run or None, intervention) to the new part.
 def _resample(part: Tensor, source: Tensor | None, what: Intervention) -> Tensor:
     pool = part if source is None else source
+    if source is None and len(pool) == 1:
+        raise InputError(f"A batch of one has no other row to resample '{what.site}' from; give a source run.")
     generator = torch.Generator().manual_seed(what.settings["seed"])
-    rows = torch.randint(0, max(len(pool) - 1, 1), (len(part),), generator=generator)
-    if len(pool) == len(part):
-        rows = rows + (rows >= torch.arange(len(part))).long() if len(pool) > 1 else rows
-    return pool[rows.to(pool.device)]
+    if len(pool) != len(part) or len(pool) == 1:
+        return pool[torch.randint(0, len(pool), (len(part),), generator=generator).to(pool.device)]
+    rows = torch.randint(0, len(pool) - 1, (len(part),), generator=generator)
+    return pool[(rows + (rows >= torch.arange(len(part))).long()).to(pool.device)]
 
 
 def _project_out(part: Tensor, source: Tensor | None, what: Intervention) -> Tensor:
     rows = torch.atleast_2d(what.arg.to(part))
-    span = torch.linalg.qr(rows.T)[0]
-    return part - (part @ span) @ span.T
+    if rows.shape[-1] != part.shape[-1]:
+        raise InputError(
+            f"'{what.site}' has {part.shape[-1]} numbers on its last axis and the direction {rows.shape[-1]}; "
+            "give one of the same length."
+        )
+    _, sizes, axes = torch.linalg.svd(rows.to(torch.promote_types(rows.dtype, torch.float32)), full_matrices=False)
+    span = axes[sizes > sizes.max() * 1e-6].to(part)  # orthonormal rows; dependent directions add none
+    if not sizes.max() > 0:
+        raise InputError(f"The direction to project out of '{what.site}' is zero; give one that points somewhere.")
+    return part - (part @ span.T) @ span
+
+
+def _fitted(part: Tensor, what: Intervention, dropped: tuple[int, ...]) -> Tensor:
+    """A tensor argument broadcast to the part: given with the indexed axes dropped, kept, or left to broadcasting."""
+    given = torch.as_tensor(what.arg).to(part)
+    short = tuple(size for axis, size in enumerate(part.shape) if axis not in dropped)
+    if dropped and tuple(given.shape) == short:
+        return given.reshape(part.shape)
+    try:
+        return given.expand(part.shape)
+    except RuntimeError:
+        raise InputError(
+            f"A tensor of shape {tuple(given.shape)} does not fit '{what.site}', which has shape {short}; "
+            "give one of that shape."
+        ) from None
 
 
 EDITS: dict[str, Callable[[Tensor, Tensor | None, Intervention], Tensor]] = {
     "zero": lambda part, source, what: torch.zeros_like(part),
     "mean": lambda part, source, what: (part if source is None else source).mean(0, keepdim=True).expand_as(part),
     "resample": _resample,
-    "patch": lambda part, source, what: (what.arg.to(part) if source is None else source).expand_as(part),
-    "add": lambda part, source, what: part + what.settings["factor"] * what.arg.to(part),
+    "patch": lambda part, source, what: (what.arg if source is None else source).expand_as(part),
+    "add": lambda part, source, what: part + what.settings["factor"] * what.arg,
     "scale": lambda part, source, what: part * what.arg,
     "project_out": _project_out,
     "apply": lambda part, source, what: what.arg(part),
@@ -115,6 +140,8 @@ def indices(site: Site, axes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[
         for number in index if isinstance(index, tuple) else [index] if isinstance(index, int) else []:
             if not -shape[place] <= number < shape[place]:
                 raise SiteError(f"'{site.name}' has {shape[place]} places on axis '{axis}', so there is no {number}.")
+        if isinstance(index, slice) and len(range(*index.indices(shape[place]))) == 0:
+            raise SiteError(f"'{site.name}' has {shape[place]} places on axis '{axis}', so {text} names none of them.")
         found[place] = index
     return tuple(found)
 
@@ -147,15 +174,22 @@ def put(value: Tensor, where: tuple[Index, ...], part: Tensor) -> Tensor:
 def editor(what: Intervention, where: tuple[Index, ...], source: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The function of a whole value that an intervention is. `source` is the whole value in the source run."""
 
+    edit = EDITS[what.kind]
+    dropped = tuple(axis for axis, index in enumerate(where) if isinstance(index, int))
+
+    def made(part: Tensor, other: Tensor | None) -> Tensor:
+        if what.kind not in ("patch", "add", "scale") or not isinstance(what.arg, Tensor):
+            return edit(part, other, what)
+        return edit(part, other, replace(what, arg=_fitted(part, what, dropped)))
+
     def change(value: Tensor) -> Tensor:
         part = take(value, where, keep=True)
         other = None if source is None else take(source, where, keep=True)
-        edit = EDITS[what.kind]
         if what.basis is None:
-            new = edit(part, other, what)
+            new = made(part, other)
         else:
             inside = None if other is None else what.basis.encode(other)
-            new = edit_in(what.basis, part, lambda coordinates: edit(coordinates, inside, what))
+            new = edit_in(what.basis, part, lambda coordinates: made(coordinates, inside))
         if new.shape != part.shape:
             try:
                 new = new.expand(part.shape)

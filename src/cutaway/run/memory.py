@@ -46,8 +46,13 @@ def viewed(whole: Tensor, stride: tuple[int, ...], shape: tuple[int, ...], steps
 def scattered(
     whole: Tensor, part: Tensor, stride: tuple[int, ...], shape: tuple[int, ...], steps: tuple[int, ...], offset: int
 ) -> Tensor:
-    """A copy of `whole`, laid out by `stride`, with `part` where a strided view names it."""
-    return torch.as_strided_scatter(_laid(whole, stride), part, shape, steps, offset)
+    """A copy of `whole`, laid out by `stride`, with `part` where a strided view names it.
+
+    `torch.as_strided_scatter` does the same, but its gradient for `whole` is wrong (torch 2.13).
+    """
+    copy = _laid(whole, stride).clone()
+    copy.as_strided(shape, steps, offset).copy_(part)
+    return copy
 
 
 def _laid(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

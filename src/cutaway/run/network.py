@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, SiteError
-from ..site import Site
+from ..errors import DivergenceError, InputError, SiteError
+from ..site import Site, unknown
 from .interventions import Intervention
 from .record import Edits, record_tape
 from .structure import tensors
 from .trace import Trace
+from .untouched import seal
 
 
 class Tokenizer(Protocol):
@@ -51,7 +52,7 @@ class Network:
         self.tokenizer = tokenizer
         self.defaults = defaults or {}
         self.lifter = lifter
-        self.versions = {id(p): p._version for p in module.parameters()}
+        self._seals = self._sealed()
         self._fingerprint: str | None = None
 
     def __repr__(self) -> str:
@@ -71,6 +72,16 @@ class Network:
                 digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
+
+    def _sealed(self) -> dict[str, tuple[Tensor, Any]]:
+        return {name: (parameter, seal(parameter)) for name, parameter in self.module.named_parameters()}
+
+    def check_weights(self) -> None:
+        """Raises DivergenceError when a parameter is no longer what it was when the network was opened."""
+        now = dict(self.module.named_parameters())
+        for name, (parameter, then) in self._seals.items():
+            if now.get(name) is not parameter or seal(parameter) != then:
+                raise DivergenceError(f"'{name}' changed since '{self.name}' was opened; open it and record again.")
 
     # ---- inputs
 
@@ -141,18 +152,26 @@ class Network:
         `interventions` are made during the run. Raises InputError, ModelError, SiteError.
         """
         args, kwargs = self._inputs(inputs, kwargs)
-        if interventions:
+        if interventions:  # the plain run says where the sites lie
             plain = self._record(args, kwargs, True)
             return plain.replay(*interventions) if _inside(plain, interventions) else self.run_live(plain, interventions)
-        return self._record(args, kwargs, self._keep(keep, args, kwargs))
+        kept = self._keep(keep, args, kwargs)
+        found = self._record(args, kwargs, kept)
+        if not isinstance(kept, bool):
+            kept.check(found)
+        return found
 
     def _record(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Callable[[str], bool] | bool, edits: Edits | None = None
     ) -> Trace:
-        tape, output = record_tape(self.module, args, kwargs, keep, edits)
+        self.check_weights()
+        try:
+            tape, output = record_tape(self.module, args, kwargs, keep, edits)
+        finally:  # a run that writes into its weights has put them back, but their versions have moved on
+            self._seals = self._sealed()
         return Trace(self, tape, args, kwargs, output)
 
-    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], bool] | bool:
+    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kept | bool:
         if keep in ("all", "none"):
             return keep == "all"
         names = [keep] if isinstance(keep, str) else list(keep)
@@ -162,23 +181,44 @@ class Network:
             for name in lifted:
                 value, _ = reference.graph.find(reference.locate(Site(Site.parse(name).name)).address.split("//")[0])
                 raw.append(reference.graph.site(value))
-        exact = set(raw)
-        patterns = [name for name in raw if "*" in name or "?" in name]
-        return lambda address: address in exact or any(fnmatchcase(address, pattern) for pattern in patterns)
+        return _Kept(raw)
 
     def run_live(self, plain: Trace, interventions: Sequence[Intervention]) -> Trace:
         """The network run again with the edits made on the way (no replay)."""
         _, _, edits, fired = plain._edits(interventions, set())
+        addresses = [plain.locate(what.site).address for what in interventions]
+        if inner := [address for address in addresses if "//" in address]:
+            raise SiteError(f"'{inner[0]}' lies inside an op that only a replay can open; edit it by a replay of a trace.")
         table: Edits = {}
-        for what, edit in zip(interventions, edits, strict=True):
-            address = plain.locate(what.site).address
-            if address.startswith(("param:", "buffer:", "const:")):
-                raise SiteError(f"'{address}' is not made during the run; edit it by a replay of a trace.")
+        for address, edit in zip(addresses, edits, strict=True):
+            if address.startswith(("param:", "buffer:", "const:")) or "/alias." in address:
+                raise SiteError(f"'{address}' is not made by a call of the network; edit it by a replay of a trace.")
             table.setdefault(address.removesuffix(":0"), []).append(edit)
         found = self._record(plain.args, plain.kwargs, True, table)
         found.receipt = tuple(fire() for fire in fired)
+        found.interventions = tuple(interventions)
         found.live = True
         return found
+
+
+class _Kept:
+    """A keep-policy: raw sites and shell patterns."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.exact = {name for name in names if not set(name) & set("*?")}
+        self.patterns = [name for name in names if name not in self.exact]
+
+    def __call__(self, address: str) -> bool:
+        return address in self.exact or any(fnmatchcase(address, pattern) for pattern in self.patterns)
+
+    def check(self, trace: Trace) -> None:
+        """Raises SiteError for a name or pattern that matches no site of the run."""
+        known = list(trace.graph.addresses)
+        for name in self.exact:
+            trace.graph.find(name)
+        for pattern in self.patterns:
+            if not any(fnmatchcase(address, pattern) for address in known):
+                raise unknown(pattern, known)
 
 
 def accepts(module: nn.Module, name: str) -> bool:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CutawayError, ModelError
-from .calls import Kind, kind_of
+from .calls import HIDDEN_WRITES, Kind, kind_of
 from .structure import swap, tensors
 from .tape import Logger, Tape, Writes
-from .untouched import untouched
+from .untouched import seal, untouched
 from .watching import Edits, edited, watching
 
 
@@ -60,7 +60,8 @@ class _Mode(TorchFunctionMode):
         packed = packed or log.pack(args, kwargs)
         if isinstance(kwargs.get("out"), (tuple, list)):
             log.tape.problems.append(f"'{log.address_next(kind.name)}' writes into several tensors through out=")
-        writes = [target for target, version in zip(targets, versions, strict=True) if target[1]._version != version]
+        pairs = zip(targets, versions, strict=True)
+        writes = [target for target, version in pairs if kind.hidden or target[1]._version != version]
         if not writes and not kind.guard and next(tensors(out), None) is None:
             return out
         if self.edits:
@@ -73,6 +74,12 @@ def _targets(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Write
     """The tensors a call may write into, as (position or keyword, tensor)."""
     if "out" in kwargs:
         return [("out", tensor) for tensor in tensors(kwargs["out"])][:1]
+    if kind.hidden:
+        hidden, (place, name) = HIDDEN_WRITES[kind.name]
+        if not kwargs.get(name, args[place] if len(args) > place else False):
+            return []
+        found = [(at, args[at]) if len(args) > at else (word, kwargs.get(word)) for at, word in hidden]
+        return [(at, item) for at, item in found if isinstance(item, Tensor)]
     if kind.inplace >= 0:
         asked = kwargs.get("inplace", args[kind.inplace] if len(args) > kind.inplace else False)
         if not asked:
@@ -81,9 +88,10 @@ def _targets(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Write
         return [(0 if args else "input", first)] if isinstance(first, Tensor) else []
     if not kind.writes:
         return []
-    found: Writes = [(place, item) for place, item in enumerate(args) if isinstance(item, Tensor)]
-    found += [(name, item) for name, item in kwargs.items() if isinstance(item, Tensor)]
-    return [(place, item) for place, item in found if not item.is_inference()]
+    if not kind.foreign:  # torch's own functions write into their first argument
+        return [(0, args[0])] if args and isinstance(args[0], Tensor) else []
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return [(place, item) for place, item in places if isinstance(item, Tensor)]
 
 
 def record_tape(
@@ -112,13 +120,17 @@ def record_tape(
         except CutawayError:
             raise
         except Exception as error:
-            where = graph.modules[log.stack[-1]].name or type(model).__name__
+            inner = log.failed[1] if log.failed is not None and log.failed[0] is error else graph.modules[log.stack[-1]].name
+            where = inner or type(model).__name__
             raise ModelError(
                 f"The forward pass of {type(model).__name__} failed in '{where}': {type(error).__name__}: {error}"
             ) from error
         finally:
             log.undo_writes()
     graph.modules[0].last = len(graph.ops)
+    for value, tensor in log.tape.leaves.items():
+        if graph.values[value].kind == "buffer":
+            log.tape.seals[value] = (tensor, seal(tensor))
     return log.tape, out
 
 

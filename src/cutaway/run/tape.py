@@ -53,13 +53,14 @@ class Call:
 
 @dataclass
 class Tape:
-    """A graph, its calls, and the tensors of its leaves and kept values."""
+    """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was written."""
 
     graph: Graph
     calls: list[Call]
     leaves: dict[int, Tensor]
     kept: dict[int, Tensor]
     problems: list[str] = field(default_factory=list)
+    seals: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
 
 
 class Logger:
@@ -69,6 +70,7 @@ class Logger:
         self.tape = Tape(Graph(modules=[ModuleCall("", 0, "", -1, 0)]), [], {}, {})
         self.keep = keep
         self.named: dict[int, tuple[str, str]] = {}
+        self.failed: tuple[BaseException, str] | None = None
         self.held: Callable[[Tensor], bool] | None = None
         self.stack: list[int] = [0]
         self._dtypes: dict[torch.dtype, str] = {}

@@ -1,8 +1,8 @@
 """A trace: the graph of one run, and its values, recorded or made again on demand.
 
 A trace that came out of a replay shares the recording's tape and adds its interventions; values that the edits do not
-reach are the recording's own. Reading a value that was not kept makes it again; reading one inside a fused op opens that
-op. Nothing is opened or made again before somebody asks.
+reach are the recording's own. Reading a value that was not kept makes it again; reading one inside a fused op opens
+that op. Nothing is opened or made again before somebody asks.
 """
 
 from __future__ import annotations
@@ -21,18 +21,27 @@ from ..site import Site
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
 from .replay import Place, execute, plan
-from .structure import tensors
+from .structure import swap, tensors
 from .tape import Tape
+from .untouched import seal
 
 if TYPE_CHECKING:
     from .network import Network
 
 
 class Found(NamedTuple):
-    """Where a site lies: its raw address and the names of its value's axes."""
+    """Where a site lies: its raw address and the names of its value's axes.
+
+    With `fold` the value's first axis is batch × heads, `fold` heads, and `axes` names the two apart.
+    """
 
     address: str
     axes: tuple[str, ...]
+    fold: int = 0
+
+    def unfolded(self, value: Tensor) -> Tensor:
+        """The value with the axes that `axes` names."""
+        return value.unflatten(0, (-1, self.fold)) if self.fold else value
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Trace:
         if "//" in name:
             return Found(name, ())
         found = self.lift().find(name)
-        return Found(found.address, found.axes)
+        return found
 
     def value(self, site: str | Site) -> Tensor:
         """The value at a site (indexed axes dropped); made again, or opened, when it was not kept.
@@ -107,7 +116,7 @@ class Trace:
         """
         site = Site.parse(site)
         found = self.locate(site)
-        whole = self._whole(found)
+        whole = found.unfolded(self._whole(found))
         axes = found.axes or tuple(str(axis) for axis in range(whole.ndim))
         return take(whole, indices(site, axes, tuple(whole.shape)))
 
@@ -130,10 +139,13 @@ class Trace:
         if found.address in self._values:
             return self._values[found.address]
         outer = {found.address.split("//")[0]} if "//" in found.address else set()
-        tape, places, edits, _ = self._edits(self.interventions, outer)
+        tape, places, edits, _ = self._edits(() if self.live else self.interventions, outer)
         value, _ = tape.graph.find(found.address)
-        with torch.no_grad():
-            made = execute(tape, plan(tape, places, [value]), edits)[value]
+        steps = plan(tape, places, [value])
+        if steps.ops:
+            self._check_weights()
+        with torch.enable_grad():  # as recorded: torch chooses other kernels for some ops without it
+            made = execute(tape, steps, edits)[value].detach()
         if not self.interventions and outer:
             self._values[found.address] = made
         return made
@@ -146,13 +158,9 @@ class Trace:
         axes = [str(axis) for axis in range(len(shape))]
         if shape and lengths and shape[0] == lengths[0]:
             axes[0] = "batch"
-            if len(lengths) > 1 and len(shape) > 1 and shape[1] == lengths[1] and not self._image(first):
+            if len(shape) > 1 and shape[1:2] == lengths[1:] and _is_sequence(first):
                 axes[1] = "pos"
         return tuple(axes)
-
-    @staticmethod
-    def _image(first: Tensor | None) -> bool:
-        return first is not None and first.ndim > 3
 
     # ---- changing
 
@@ -164,6 +172,8 @@ class Trace:
         Raises SiteError for a site that matches nothing.
         """
         chain = (*self.interventions, *interventions)
+        if self.live:
+            return self._live(chain, until)
         inside = {found.split("//")[0] for found in map(self._address, until or ()) if "//" in found}
         tape, places, edits, fired = self._edits(chain, inside)
         self._check_weights()
@@ -173,13 +183,22 @@ class Trace:
         except DivergenceError:
             if inside or any("//" in self._address(what.site) for what in chain):
                 raise
-            return self.net.run_live(self, chain)
+            return self._live(chain, until)
         if until:
-            output: Any = tuple(self._part(site, made[value]) for site, value in zip(until, targets, strict=True))
+            whole = [self.locate(site).unfolded(made[value]) for site, value in zip(until, targets, strict=True)]
+            output: Any = tuple(self._part(site, value) for site, value in zip(until, whole, strict=True))
         else:
             output = _rebuild(self.output, [made[value] for value in targets])
         receipt = tuple(fire() for fire in fired)
-        return Trace(self.net, self.tape, self.args, self.kwargs, output, chain, receipt, False, {}, self._tapes, self._lifted)
+        return Trace(
+            self.net, self.tape, self.args, self.kwargs, output, chain, receipt, False, {}, self._tapes, self._lifted
+        )
+
+    def _live(self, chain: tuple[Intervention, ...], until: Sequence[str | Site] | None) -> Trace:
+        found = self.net.run_live(self, chain)
+        if until:
+            found.output = tuple(found.value(site) for site in until)
+        return found
 
     def _address(self, site: str | Site) -> str:
         return self.locate(site).address
@@ -199,10 +218,11 @@ class Trace:
         for what, where in zip(chain, found, strict=True):
             value, after = tape.graph.find(where.address)
             shape = tape.graph.values[value].shape
+            shape = (shape[0] // where.fold, where.fold, *shape[1:]) if where.fold else shape
             axes = where.axes or tuple(map(str, range(len(shape))))
             picked = indices(what.site, axes, shape)
             source = self._source(what, shape)
-            edit, receipt = _with_receipt(editor(what, picked, source), what)
+            edit, receipt = _with_receipt(editor(what, picked, source), what, where)
             places.append(Place(value, after))
             edits.append(edit)
             receipts.append(receipt)
@@ -211,8 +231,10 @@ class Trace:
     def _source(self, what: Intervention, shape: tuple[int, ...]) -> Tensor | None:
         if not isinstance(what.arg, Trace):
             return None
-        source = what.arg._whole(what.arg.locate(Site(what.site.name)))
-        if source.shape[1:] != shape[1:] or (what.kind == "patch" and source.shape[0] not in (1, shape[0])):
+        found = what.arg.locate(Site(what.site.name))
+        source = found.unfolded(what.arg._whole(found))
+        other = tuple(source.shape)
+        if other[1:] != shape[1:] or (what.kind == "patch" and other[:1] not in ((1,), shape[:1])):
             raise InputError(
                 f"'{what.site.name}' has shape {tuple(source.shape)} in the source run and {shape} here; "
                 "record both runs on inputs of the same shape."
@@ -220,22 +242,21 @@ class Trace:
         return source
 
     def _check_weights(self) -> None:
-        for value, tensor in self.tape.leaves.items():
-            seen = self.net.versions.get(id(tensor))
-            if seen is not None and tensor._version != seen:
-                raise DivergenceError(
-                    f"'{self.graph.site(value)}' changed since the network was opened; open it and record again."
-                )
+        self.net.check_weights()
+        for value, (tensor, then) in self.tape.seals.items():
+            if seal(tensor) != then:
+                raise DivergenceError(f"'{self.graph.site(value)}' changed since this run was recorded; record it again.")
 
 
 def _with_receipt(
-    edit: Callable[[Tensor], Tensor], what: Intervention
+    edit: Callable[[Tensor], Tensor], what: Intervention, where: Found
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[], Fired]]:
     times, change = 0, 0.0
 
     def run(value: Tensor) -> Tensor:
         nonlocal times, change
-        new = edit(value)
+        new = edit(where.unfolded(value))
+        new = new.flatten(0, 1) if where.fold else new
         times += 1
         if value.numel() and not torch._C._functorch.is_batchedtensor(new):
             change = max(change, float((new.detach() - value.detach()).abs().max()))
@@ -248,6 +269,11 @@ def _with_receipt(
     return run, fired
 
 
+def _is_sequence(first: Tensor | None) -> bool:
+    """Whether the second axis of an input counts positions: ids [batch, pos] or vectors [batch, pos, width]."""
+    return first is not None and (first.ndim == 3 or (first.ndim == 2 and not first.is_floating_point()))
+
+
 def main_output(output: Any) -> Tensor:
     """The first floating point tensor of an output; raises InputError when there is none."""
     for tensor in tensors(output):
@@ -257,7 +283,5 @@ def main_output(output: Any) -> Tensor:
 
 
 def _rebuild(output: Any, made: list[Tensor]) -> Any:
-    from .structure import swap
-
     queue = iter(made)
     return swap(output, Tensor, lambda tensor: next(queue))

@@ -57,14 +57,20 @@ def edited(edits: Edits, log: Logger, name: str, out: Any, writes: Writes, input
         found = found if port else found or edits.get(address, [])
         if not found:
             continue
-        value = tensor
-        for edit in found:
-            value = edit(value.clone() if writes else value)
+        value = _through(found, tensor)
         if any(tensor is target for _, target in writes):
             tensor.copy_(value)
         else:
             out = swap(out, Tensor, lambda other, old=tensor, new=value: new if other is old else other)
     return out
+
+
+def _through(edits: list[Callable[[Tensor], Tensor]], value: Tensor) -> Tensor:
+    """A value after its edits, on memory of its own: what follows may write into it."""
+    value = value.clone()
+    for edit in edits:
+        value = edit(value)
+    return value.clone()
 
 
 class _Calls:
@@ -103,6 +109,9 @@ class _Calls:
         if self._blind() or id(module) not in self.open:
             return None
         log, graph = self.log, self.log.tape.graph
+        error = sys.exc_info()[1]
+        if error is not None and (log.failed is None or log.failed[0] is not error):
+            log.failed = (error, graph.modules[log.stack[-1]].name)
         while True:  # calls above it on the stack were left without a hook
             inner = self.open.pop()
             call = graph.modules[log.stack.pop()]
@@ -113,9 +122,7 @@ class _Calls:
         made = list(tensors(out))
         if found and made:
             with torch._C.DisableTorchFunction():
-                old, value = made[0], made[0]
-                for edit in found:
-                    value = edit(value)
+                old, value = made[0], _through(found, made[0])
             out = swap(out, Tensor, lambda tensor: value if tensor is old else tensor)
             made = list(tensors(out))
         call.outputs = tuple(log.value(tensor) for tensor in made)

@@ -1,0 +1,84 @@
+"""Find a circuit, test it on pairs it was not found on, and say both as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..circuits.search import find_circuit
+from ..claims.claim import Claim
+from ..claims.verify import verify
+from ..run.network import Network
+from ..run.trace import Trace
+from .progress import report
+from .subject import Examples, answer_names, answer_text, in_words, runs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A tested circuit and the runs it was found on."""
+
+    clean: Trace
+    corrupted: Trace
+    claim: Claim
+
+
+def find(
+    net: Network,
+    examples: Examples,
+    test: Examples | None,
+    *,
+    level: str = "edge",
+    positions: bool = False,
+    neurons: bool = False,
+    truth: tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> Finding:
+    """The circuit of the behaviour in `examples`, tested on `test`, or on the same examples if there is no other."""
+    clean, corrupted = runs(net, examples)
+    circuit = find_circuit(
+        clean, corrupted, examples.metric(), level=level, positions=positions, neurons=neurons, progress=report
+    )
+    if test is None:
+        return Finding(clean, corrupted, verify(circuit, truth=truth, seed=seed, progress=report))
+    claim = verify(circuit, *runs(net, test), test.metric(), truth=truth, seed=seed, progress=report)
+    return Finding(clean, corrupted, claim)
+
+
+def told(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """A claim, in the form that a project keeps, as the verbs tell it: the circuit by names, each figure by name."""
+    figures = {row["name"]: row for row in claim["evidence"]}
+    details, provenance, circuit = claim["details"], claim["provenance"], claim["circuit"]
+    truth = details.get("truth")
+    return {
+        "statement": claim["statement"],
+        "verdict": claim["verdict"],
+        "circuit": {
+            "level": circuit["level"],
+            "nodes": circuit["nodes"],
+            "edges": [row["edge"] for row in circuit["edges"]],
+            "table": circuit["edges"],
+            "universe": circuit["universe"],
+        },
+        "metric": {"name": provenance["metric"]["name"], "clean": details["clean"], "corrupted": details["corrupted"]},
+        "faithfulness": {key: figures["faithfulness"][key] for key in ("value", "low", "high")},
+        "null": {"mean": figures["null faithfulness"]["value"], "p": figures["null p"]["value"]},
+        "truth_auroc": truth["auroc"] if truth else None,
+        "truth": truth,
+        "reasons": claim["reasons"],
+        "evidence": claim["evidence"],
+        "needs": details["needs"],
+        "examples": provenance["examples"],
+        "held_out": provenance["held_out"],
+    }
+
+
+def shown_pairs(net: Network, examples: Examples, count: int) -> list[dict[str, Any]]:
+    """The first pairs in words, as far as there are words for them."""
+    some = examples.rows(range(min(count, len(examples))))
+    names = answer_names(net)
+    words = (in_words(net, some.clean), in_words(net, some.corrupted))
+    answers = ([answer_text(net, one, names) for one in part] for part in (some.correct, some.wrong))
+    keys = ("clean", "corrupted", "correct", "wrong")
+    return [dict(zip(keys, row, strict=True)) for row in zip(*words, *answers, strict=True)]

@@ -1,0 +1,194 @@
+"""What a verb works on: the network that was named, and inputs for it. Imports torch; verbs import it when they run."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import organisms
+from ..attribution.metric import Metric, at_position, logit_difference
+from ..errors import InputError, ModelError
+from ..lift import lift
+from ..run.network import Network
+from ..run.opening import open_network
+from ..run.trace import Trace
+from .verb import near
+
+HELD_OUT_SEED = 7919  # added to a seed, so that the pairs of a test are not those of the search
+FEW = 4
+SMALL = 5_000_000  # parameters
+HELD_OUT_FROM = 8  # with so many pairs of one's own, every second one is kept for the test
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Clean and corrupted inputs with the two answers between which the behaviour decides, one each or one for all."""
+
+    clean: Any
+    corrupted: Any
+    correct: Any
+    wrong: Any
+    position: int = -1
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def metric(self) -> Metric:
+        """How far the correct answer is ahead of the wrong one."""
+        return logit_difference(self.correct, self.wrong, position=self.position)
+
+    def rows(self, chosen: Sequence[int]) -> Examples:
+        """Some of the examples."""
+        clean, corrupted, correct, wrong = (
+            _rows(part, chosen) for part in (self.clean, self.corrupted, self.correct, self.wrong)
+        )
+        return Examples(clean, corrupted, correct, wrong, self.position)
+
+
+def _rows(part: Any, chosen: Sequence[int]) -> Any:
+    return part[torch.tensor(chosen, dtype=torch.long)] if isinstance(part, Tensor) else [part[row] for row in chosen]
+
+
+@contextmanager
+def suited_threads(net: Network) -> Iterator[None]:
+    """One thread inside the block for a small network: its ops are too short to share, and waiting cores cost time."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in net.module.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def open_model(model: str) -> Network:
+    """The network that a word on the command line, or a claim's source, names."""
+    for mark in ("organism:", "folder:", "hub:"):
+        model = model.removeprefix(mark)
+    if model in ("module", ""):
+        raise ModelError(
+            "The claim is about a module made in Python, which only Python can open; use cutaway.verify there."
+        )
+    if "/" not in model and not Path(model).exists() and model not in organisms.names():
+        # A hub would be asked next, which takes long where there is no connection; a slip of the pen needs no hub.
+        if difflib.get_close_matches(model, organisms.names(), n=1, cutoff=0.75):
+            raise ModelError(f"No organism, folder or model is called '{model}'{near(model, organisms.names())}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are told by the final error
+    return open_network(model, lifter=lift)
+
+
+def organism_of(net: Network) -> organisms.Organism | None:
+    """The organism a network is, or None."""
+    kind, _, name = net.source.partition(":")
+    return organisms.load(name) if kind == "organism" else None
+
+
+def behaving(name: str) -> organisms.Organism:
+    """The organism `name`. Raises InputError when there is none, or when it shows no behaviour to explain."""
+    if name not in organisms.names():
+        raise InputError(f"No organism is called '{name}'{near(name, organisms.names())}")
+    organism = organisms.load(name)
+    if organism.behaviour is None:
+        others = ", ".join(other for other in organisms.names() if organisms.load(other).behaviour)
+        raise InputError(f"'{name}' decides nothing, so there is no behaviour to explain; choose {others}.")
+    return organism
+
+
+def drawn(organism: organisms.Organism, count: int, seed: int) -> Examples:
+    """`count` pairs of an organism's behaviour."""
+    pairs = organism.pairs(count, seed)
+    position = -1 if pairs.position is None else pairs.position
+    return Examples(pairs.clean, pairs.corrupted, pairs.correct, pairs.wrong, position)
+
+
+def held_out(organism: organisms.Organism, seen: Examples, count: int, seed: int) -> Examples:
+    """`count` fresh pairs whose clean inputs are none of those in `seen`; fewer where the organism has no more."""
+    known = {tuple(row.flatten().tolist()) for row in seen.clean}
+    fresh = drawn(organism, 2 * count, seed + HELD_OUT_SEED)
+    rows = [place for place, row in enumerate(fresh.clean) if tuple(row.flatten().tolist()) not in known][:count]
+    if not rows:
+        raise InputError(f"All inputs of '{organism.name}' are among the {len(seen)} pairs of the search; take fewer.")
+    return fresh.rows(rows)
+
+
+def runs(net: Network, examples: Examples) -> tuple[Trace, Trace]:
+    """Both runs of the examples, recorded."""
+    return net.record(examples.clean), net.record(examples.corrupted)
+
+
+def inputs_of(net: Network, texts: Sequence[str]) -> Any:
+    """The texts, or a few inputs of an organism when there are none. Raises InputError for neither."""
+    if texts:
+        return list(texts)
+    organism = organism_of(net)
+    if organism is None:
+        raise InputError(f"Nothing to run '{net.name}' on; give --text, several times for a batch.")
+    if organism.behaviour is not None:
+        return drawn(organism, FEW, 0).clean
+    return _any_input(organism)
+
+
+def _any_input(organism: organisms.Organism) -> Tensor:
+    """Features that are mostly absent, for an organism that is only asked to reproduce them."""
+    width = next(iter(organism.module.parameters())).shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(FEW, width, generator=generator) < 0.2
+    return torch.rand(FEW, width, generator=generator) * present
+
+
+def in_words(net: Network, inputs: Any) -> list[list[str] | None]:
+    """The tokens of each input as text; None where inputs are no tokens."""
+    if isinstance(inputs, Tensor):
+        readable = net.tokenizer is not None and not inputs.is_floating_point() and inputs.ndim == 2
+        return [[net.token_text(int(token)) for token in row] if readable else None for row in inputs]
+    return [net.tokens(text) for text in inputs]
+
+
+def answer_names(net: Network) -> list[str] | None:
+    """What the outputs of an organism are called, where they are no tokens."""
+    organism = organism_of(net)
+    outputs = organism.truth.figures.get("outputs") if organism is not None and organism.truth is not None else None
+    return list(outputs) if outputs else None
+
+
+def answer_text(net: Network, answer: Any, names: list[str] | None) -> str:
+    """An answer as a person says it."""
+    if isinstance(answer, str):
+        return answer
+    place = int(answer)
+    if names is not None and place < len(names):
+        return names[place]
+    return net.token_text(place)
+
+
+def top(net: Network, output: Tensor, count: int = 5, position: int = -1) -> list[list[dict[str, Any]]]:
+    """The largest outputs of each example with their probabilities, at a position where there are positions."""
+    names = answer_names(net)
+    rows = at_position(output, position).softmax(-1)
+    values, places = rows.topk(min(count, rows.shape[-1]), -1)
+    return [
+        [
+            {"token": answer_text(net, place, names), "id": int(place), "probability": float(value)}
+            for value, place in zip(*pair, strict=True)
+        ]
+        for pair in zip(values, places, strict=True)
+    ]
+
+
+def facts(net: Network) -> dict[str, Any]:
+    """What a project keeps about a network."""
+    parameters = sum(parameter.numel() for parameter in net.module.parameters())
+    found: dict[str, Any] = {
+        "name": net.name, "class": type(net.module).__name__, "parameters": parameters,
+        "fingerprint": net.fingerprint, "source": net.source,
+    }  # fmt: skip
+    organism = organism_of(net)
+    return found | ({"description": organism.description} if organism is not None else {})
