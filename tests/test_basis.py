@@ -39,7 +39,9 @@ def test_coordinates_come_back(sizes: tuple[int, int, int]) -> None:
 def test_zeroing_the_coordinates_removes_the_span_and_nothing_else(sizes: tuple[int, int, int]) -> None:
     value, basis = drawn(sizes)
     left = edit_in(basis, value, torch.zeros_like)
-    torch.testing.assert_close(left @ basis.vectors.T, torch.zeros(3, 2, sizes[0], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        left @ basis.vectors.T, torch.zeros(3, 2, sizes[0], dtype=torch.float64), atol=1e-9, rtol=0
+    )
     removed = value - left
     torch.testing.assert_close(basis.decode(basis.encode(removed)), removed)
 

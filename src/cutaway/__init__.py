@@ -38,7 +38,7 @@ _NAMES = {
     "CutawayError": "errors",
 }
 
-__all__ = [*_NAMES, "open"]
+__all__ = [*_NAMES, "check", "open"]
 
 
 def __getattr__(name: str) -> Any:
@@ -64,3 +64,13 @@ def open(what: Any, *, tokenizer: Any = None, name: str | None = None, trust_rem
     from .run.opening import open_network
 
     return open_network(what, lifter=lift, tokenizer=tokenizer, name=name, trust_remote_code=trust_remote_code)
+
+
+def check(what: Any, *inputs: Any, **kwargs: Any) -> Any:
+    """Compare a network's recording, replay, gradients and edits with plain PyTorch on some inputs.
+
+    `what` is a Network or anything that `open` takes; the result is a `Check`, whose `verified` is the verdict.
+    """
+    from .run.check import check as compare
+
+    return compare(open(what), *inputs, **kwargs)

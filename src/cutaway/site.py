@@ -25,7 +25,9 @@ Index = int | slice | tuple[int, ...]
 
 _SITE = re.compile(r"^(?P<name>[^\[\]\s]+)(?:\[(?P<index>[^\[\]]*)\])?$")
 _HEAD = re.compile(r"^(?P<block>L\d+\.x?attn)\.h(?P<head>\d+)(?P<rest>\..+)?$")
-_UNIT = re.compile(r"^(?P<block>L\d+\.(?:mlp|conv|rnn|cell|act)(?:@\d+)?)\.(?P<axis>[ncu])(?P<unit>\d+)(?P<rest>\..+)?$")
+_UNIT = re.compile(
+    r"^(?P<block>L\d+\.(?:mlp|conv|rnn|cell|act)(?:@\d+)?)\.(?P<axis>[ncu])(?P<unit>\d+)(?P<rest>\..+)?$"
+)
 _UNIT_AXIS = {"n": "neuron", "c": "channel", "u": "state"}
 
 

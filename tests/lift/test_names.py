@@ -6,9 +6,9 @@ import pytest
 import torch
 from entry import first
 from torch import Tensor
-from zoo import Case, case, error
 
 from cutaway.errors import SiteError
+from zoo import Case, case, error
 
 # name: (blocks, what the attention adds, what the MLP adds, projection of z, projection of the neurons)
 PLACES: dict[str, tuple[str, str, str, str, str]] = {
@@ -17,7 +17,9 @@ PLACES: dict[str, tuple[str, str, str, str, str]] = {
     "gpt-neox": ("gpt_neox.layers", "attention", "mlp", "attention.dense", "mlp.dense_4h_to_h"),
     "gpt-j": ("transformer.h", "attn", "mlp", "attn.out_proj", "mlp.fc_out"),
     "opt": ("model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj", "fc2"),
-    "bloom": ("transformer.h", "self_attention.dense", "mlp.dense_4h_to_h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    "bloom": (
+        "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h", "self_attention.dense", "mlp.dense_4h_to_h",
+    ),
     "llama": ("model.layers", "self_attn", "mlp", "self_attn.o_proj", "mlp.down_proj"),
     "mistral": ("model.layers", "self_attn", "mlp", "self_attn.o_proj", "mlp.down_proj"),
     "qwen3": ("model.layers", "self_attn", "mlp", "self_attn.o_proj", "mlp.down_proj"),
@@ -31,7 +33,9 @@ PLACES: dict[str, tuple[str, str, str, str, str]] = {
     "clip text": ("text_model.encoder.layers", "self_attn", "mlp", "self_attn.out_proj", "mlp.fc2"),
     "clip vision": ("vision_model.encoder.layers", "self_attn", "mlp", "self_attn.out_proj", "mlp.fc2"),
 }  # fmt: skip
-NORM_LAST = {"bert"}  # a block's output is normalised after the add: resid_post is the sum, the next resid_pre the output
+NORM_LAST = {
+    "bert"
+}  # a block's output is normalised after the add: resid_post is the sum, the next resid_pre the output
 
 
 def seen_by_hooks(found: Case) -> dict[str, Tensor]:
@@ -102,7 +106,10 @@ def test_layers_of_a_decoder_with_cross_attention_are_not_guessed() -> None:
     trace = case("t5").trace
     encoder = seen_by_hooks(case("t5"))
     assert error(trace["L0.resid_post"], encoder["encoder.block.0"]) <= 1e-6
-    assert error(trace["L3.attn.z"].transpose(1, 2).flatten(2), encoder["decoder.block.0.layer.1.EncDecAttention.o<"]) <= 1e-6
+    assert (
+        error(trace["L3.attn.z"].transpose(1, 2).flatten(2), encoder["decoder.block.0.layer.1.EncDecAttention.o<"])
+        <= 1e-6
+    )
     with pytest.raises(SiteError, match="No site"):
         trace["L3.resid_post"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import ZOO, case
 
 from cutaway.errors import SiteError
+from zoo import ZOO, case
 
 lifted = pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if entry.expected])
 

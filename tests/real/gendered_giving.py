@@ -16,12 +16,11 @@ THINGS = ("ball", "toy", "book", "car", "cake", "hat")
 def prompt_pairs(count_tokens: Callable[[str], int], seed: int = 0) -> dict[int, list[tuple[str, str]]]:
     """(girl gives, boy gives) prompts that differ in the giver alone, by number of tokens, in random order.
 
-    Both names are in both prompts, and the order of the two names varies.
+    Both names are in both prompts, the girl's first.
     """
     groups: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for girl, boy, place, thing, swap in itertools.product(GIRLS, BOYS, PLACES, THINGS, (False, True)):
-        first, second = (boy, girl) if swap else (girl, boy)
-        texts = [f"{first} and {second} went to the {place}. {giver} gave the {thing} to" for giver in (girl, boy)]
+    for girl, boy, place, thing in itertools.product(GIRLS, BOYS, PLACES, THINGS):
+        texts = [f"{girl} and {boy} went to the {place}. {giver} gave the {thing} to" for giver in (girl, boy)]
         lengths = {count_tokens(text) for text in texts}
         if len(lengths) == 1:
             groups[lengths.pop()].append((texts[0], texts[1]))

@@ -7,10 +7,10 @@ import torch
 from entry import scatter
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import case, error
 
 import cutaway as cw
 from cutaway.errors import SiteError
+from zoo import case, error
 
 CLOSE = 1e-6
 
@@ -58,7 +58,9 @@ def test_edits_inside_have_the_gradient_of_the_written_out_form() -> None:
     torch.manual_seed(0)
     module, x = Attend(is_causal=True), torch.randn(2, 2, 5, 8)
     trace = cw.open(module).record(x)
-    site = next(line.address for line in trace.listing("/scaled_dot_product_attention.0//") if "softmax" in line.address)
+    site = next(
+        line.address for line in trace.listing("/scaled_dot_product_attention.0//") if "softmax" in line.address
+    )
     delta = torch.zeros(2, 2, 5, 5, requires_grad=True)
     weight = torch.randn(2, 2, 5, 8)
     got = torch.autograd.grad((trace.replay(cw.apply(site, lambda p: p + delta)).logits * weight).sum(), delta)[0]
@@ -103,7 +105,7 @@ def recurrent(kind: type[nn.RNNBase], **options) -> tuple[nn.Module, Tensor, cw.
 
 
 def weights(module: nn.Module, x: Tensor, h: Tensor, suffix: str = "_l0") -> tuple[Tensor, Tensor]:
-    get = {name: value for name, value in module.named_parameters()}
+    get = dict(module.named_parameters())
     inward = F.linear(x, get[f"weight_ih{suffix}"], get[f"bias_ih{suffix}"])
     return inward, F.linear(h, get[f"weight_hh{suffix}"], get[f"bias_hh{suffix}"])
 
@@ -162,7 +164,9 @@ def test_a_state_edited_at_one_step_changes_what_follows() -> None:
 def test_both_directions_and_layers() -> None:
     module, x, trace = recurrent(nn.GRU, num_layers=2, bidirectional=True)
     out = module(x)[0]
-    states = {name: torch.stack([trace[site(name, step, "out")] for step in range(6)], 1) for name in ("L2.rnn", "L3.rnn")}
+    states = {
+        name: torch.stack([trace[site(name, step, "out")] for step in range(6)], 1) for name in ("L2.rnn", "L3.rnn")
+    }
     assert error(states["L2.rnn"], out[..., :3]) <= CLOSE
     assert error(states["L3.rnn"].flip(1), out[..., 3:]) <= CLOSE
 

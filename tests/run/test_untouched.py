@@ -13,10 +13,10 @@ import torch
 from entry import Entry, floats, scatter
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
-from zoo import ZOO, case
 
 import cutaway as cw
 from cutaway.errors import CutawayError, InputError, ModelError
+from zoo import ZOO, case
 
 Snapshot = dict[str, Any]
 
@@ -24,7 +24,11 @@ Snapshot = dict[str, Any]
 def frozen(item: Any, depth: int = 0) -> Any:
     """Something comparable that changes when the item's contents do."""
     if isinstance(item, Tensor):
-        return (id(item), tuple(item.stride()), item.detach().numpy(force=True).tobytes() if item.dtype != torch.bfloat16 else 0)
+        return (
+            id(item),
+            tuple(item.stride()),
+            item.detach().numpy(force=True).tobytes() if item.dtype != torch.bfloat16 else 0,
+        )
     if isinstance(item, dict):
         return tuple((key, frozen(value, depth + 1)) for key, value in item.items())
     if isinstance(item, (list, tuple)):
@@ -43,7 +47,9 @@ def snapshot(module: nn.Module) -> Snapshot:
         "rng": (torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()),
         "apply": torch.autograd.Function.__dict__["apply"],
         "script": (torch._C.ScriptFunction.__call__, torch._C.ScriptMethod.__call__),
-        "hooks": [len(getattr(hooks, name)) for name in dir(hooks) if name.startswith("_global_") and name.endswith("hooks")],
+        "hooks": [
+            len(getattr(hooks, name)) for name in dir(hooks) if name.startswith("_global_") and name.endswith("hooks")
+        ],
         "modes": torch.overrides._get_current_function_mode_stack(),
         "dispatch": torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
         "switches": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch._C._get_mkldnn_enabled()),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from entry import first
 from torch import Tensor
-from zoo import ZOO, Case, case, error, hookable
 
 import cutaway as cw
 from cutaway.run.interventions import Intervention
 from cutaway.site import Site
+from zoo import ZOO, Case, case, error, hookable
 
 every = pytest.mark.parametrize("name", ZOO)
 
@@ -60,7 +60,10 @@ def test_gradients_through_a_replay_are_those_of_the_plain_model(name: str) -> N
 KINDS: dict[str, tuple[Callable[..., Intervention], Callable[[Tensor, Tensor], Tensor]]] = {
     "zero": (lambda site, v, other: cw.zero(site), lambda v, other: torch.zeros_like(v)),
     "mean": (lambda site, v, other: cw.mean(site), lambda v, other: v.mean(0, keepdim=True).expand_as(v).clone()),
-    "mean over": (lambda site, v, other: cw.mean(site, other), lambda v, w: w.mean(0, keepdim=True).expand_as(v).clone()),
+    "mean over": (
+        lambda site, v, other: cw.mean(site, other),
+        lambda v, w: w.mean(0, keepdim=True).expand_as(v).clone(),
+    ),
     "patch": (lambda site, v, other: cw.patch(site, other), lambda v, other: other.clone()),
     "patch tensor": (lambda site, v, other: cw.patch(site, other[site]), lambda v, other: other.clone()),
     "add": (lambda site, v, other: cw.add(site, ramp(v), 2.0), lambda v, other: v + 2 * ramp(v)),

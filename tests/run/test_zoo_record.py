@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from entry import first
-from zoo import ZOO, case, error
 
 import cutaway as cw
 from cutaway.run.replay import execute, plan
+from zoo import ZOO, case, error
 
 every = pytest.mark.parametrize("name", ZOO)
 
@@ -48,7 +48,9 @@ def test_the_graph_is_legal_raw_and_opened(name: str) -> None:
     found.trace.graph.check()
     if not found.entry.problems:
         found.trace.lift().tape.graph.check()
-    opaque = [found.trace.graph.address(op) for op in found.trace.graph.ops if op.name == "scaled_dot_product_attention"]
+    opaque = [
+        found.trace.graph.address(op) for op in found.trace.graph.ops if op.name == "scaled_dot_product_attention"
+    ]
     found.trace.tape_with(opaque).graph.check()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ class Entry:
     """One network.
 
     `expected` maps a lifted component's name to (units, calls). `stream` counts the residual values. `fused` says that
-    recording turns off a fused path, so the output is equal to 1e-6 and not to the bit. `own_use` names modules whose
-    output is also used inside them, so that an edit after the exit is no edit of the value. `diverges` says that an
-    edit makes the network take another branch. `twin` builds the same network in a form that plain autograd can do.
+    recording turns off a fused path, so the output is equal to 1e-6 and not to the bit. `problems` are parts of what
+    the tape says it cannot follow. `twin` builds the same network in a form that plain autograd can do.
     """
 
     name: str
@@ -29,9 +28,7 @@ class Entry:
     expected: dict[str, tuple[int, int]]
     stream: int = 0
     fused: bool = False
-    own_use: tuple[str, ...] = ()
-    diverges: bool = False
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
     twin: Callable[[], nn.Module] | None = None
 
     def make(self, twin: bool = False) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
@@ -85,4 +82,6 @@ def layers(neurons: int, words: int = WORDS, count: int = 2, heads: int = 4, **m
     found = {f"L{layer}.attn": (heads, 1) for layer in range(count)}
     found |= {f"L{layer}.mlp": (neurons, 1) for layer in range(count)} if neurons else {}
     more.setdefault("embed", 1)
-    return found | {"unembed": (words, 1)} | {name.replace("__", "."): (units, 1) for name, units in more.items() if units}
+    return (
+        found | {"unembed": (words, 1)} | {name.replace("__", "."): (units, 1) for name, units in more.items() if units}
+    )

@@ -18,7 +18,12 @@ class LeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
         )
         self.classify = nn.Sequential(nn.Flatten(), nn.Linear(54, 10), nn.ReLU(inplace=True), nn.Linear(10, 5))
 
@@ -347,7 +352,11 @@ class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool = False) -> None:
         super().__init__()
         self.reentrant = reentrant
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), nn.Linear(8, 4)
+        self.a, self.b, self.c = (
+            nn.Linear(6, 8),
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)),
+            nn.Linear(8, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.a(x))

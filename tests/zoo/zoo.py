@@ -42,7 +42,9 @@ class Case:
         torch.manual_seed(5)
         return self.entry.inputs()
 
-    def run_plain(self, hooks: dict[str, Callable[[Tensor], Tensor]] | None = None, other: bool = False, frozen: bool = False) -> Any:
+    def run_plain(
+        self, hooks: dict[str, Callable[[Tensor], Tensor]] | None = None, other: bool = False, frozen: bool = False
+    ) -> Any:
         """The output of an equal module that was never opened, with plain forward hooks that change first outputs.
 
         `frozen`: its parameters require no gradient, as in a recording; torch chooses other kernels for some ops then.

@@ -5,9 +5,9 @@ outputs times the gradient of the metric at v's input. Nanda 2023, "Attribution 
 arXiv:2310.10348); Hanna, Pezzelle, Belinkov 2024 (EAP-IG, arXiv:2403.17806), whose gradients are averaged over inputs
 interpolated between corrupted and clean.
 
-Every read and write of the run is cut into a value and a leaf, and gradients are carried over the cuts by hand from the
-output back. The gradient of a read is carried through its wiring once a slot, batched, so each writer receives it from
-each reader separately: one forward and one backward pass give all edges.
+Every read, write and contribution of the run is cut into a value and a leaf, and gradients are carried over the cuts by
+hand from the output back. The gradient of a read is carried through its wiring once a slot, batched, so each contribution
+receives it from each reader separately: one forward and one backward pass give all edges.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MetricError
+from ..run.worlds import over
 from .edges import EdgeGraph, Part, Port, per_slot, slot_mask
 from .metric import Metric
+from .wiring import Stem
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +45,13 @@ def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
     """
     edges = torch.zeros(graph.shape())
     nodes = torch.zeros(len(graph.writers), graph.positions)
+    pushed: dict[tuple[int, int], Tensor] = {}
     for step in range(steps):
-        share = 1.0 if steps == 1 else (step + 1) / steps
-        _pass(graph, metric, share, edges, nodes)
+        _Pass(graph, 1.0 if steps == 1 else (step + 1) / steps, pushed).run(metric, edges, nodes)
     if not edges.any():
-        raise MetricError(f"The metric '{metric.name}' does not depend on anything that differs between the runs; choose another metric.")
+        raise MetricError(
+            f"The metric '{metric.name}' does not depend on anything that differs between the runs; choose another metric."
+        )
     scale = 1.0 / (steps * graph.batch)
     edges = edges * scale * graph.valid[:, :, None]
     method = f"EAP-IG, {steps} steps" if steps > 1 else "EAP"
@@ -56,87 +60,145 @@ def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
 
 @dataclass
 class _Cut:
-    """A part as it ran: reads before and after their cuts, the write before and after its own."""
+    """A part as it ran: reads before and after their cuts, and the write before its own."""
 
     part: Part
     arrived: dict[int, Tensor]
     entered: dict[int, Tensor]
-    made: Tensor | None
+    made: Tensor | None = None
 
 
-def _pass(graph: EdgeGraph, metric: Metric, share: float, edges: Tensor, nodes: Tensor) -> None:
-    leaves: dict[int, Tensor] = {}
-    cuts = [_forward(graph, part, share, leaves) for part in graph.parts]
-    received: dict[int, Tensor] = {}
-    for cut in reversed(cuts):
+class _Pass:
+    """One forward and one backward pass at a point between corrupted (share 0) and clean (share 1)."""
+
+    def __init__(self, graph: EdgeGraph, share: float, pushed: dict[tuple[int, int], Tensor]) -> None:
+        self.graph, self.share, self.pushed = graph, share, pushed
+        self.leaves: dict[int, Tensor] = {}
+        # Contributions by (write, value): as made (None where it is the write itself), as a leaf, and its gradient.
+        self.made: dict[tuple[int, int], Tensor | None] = {}
+        self.ends: dict[tuple[int, int], Tensor] = {}
+        self.got: dict[tuple[int, int], Tensor] = {}
+
+    def run(self, metric: Metric, edges: Tensor, nodes: Tensor) -> None:
+        """Add this pass's scores, summed over examples, to `edges` and `nodes`."""
+        graph = self.graph
+        for cut in reversed([self._forward(part) for part in graph.parts]):
+            block = cut.part.block
+            received = self._received(block.write) if block.write >= 0 else None
+            if received is not None:
+                product = (graph.clean[block.write] - graph.corrupted[block.write]) * received
+                nodes.index_add_(0, graph.columns[block.write], _sums(graph, block.write, product).detach())
+            for port, gradient in zip(cut.part.ports, self._gradients(cut, received, metric), strict=True):
+                if gradient is not None and port.stems:
+                    self._carry(port, cut.arrived[port.value], gradient, edges)
+
+    def _forward(self, part: Part) -> _Cut:
+        graph, block = self.graph, part.block
+        if not part.ports:
+            start = torch.lerp(graph.corrupted[block.write], graph.clean[block.write], self.share)
+            self.leaves[block.write] = start.detach().requires_grad_()
+            return _Cut(part, {}, {})
+        arrived = {port.value: self._arrive(port) for port in part.ports}
+        entered = {value: tensor.detach().requires_grad_() for value, tensor in arrived.items()}
+        cut = _Cut(part, arrived, entered)
+        if block.write >= 0:
+            if part.inside is not None:
+                cut.made = graph.run(part.inside, entered)[block.write]
+            source = cut.made if cut.made is not None else entered[block.write]
+            self.leaves[block.write] = source.detach().requires_grad_()
+        return cut
+
+    def _arrive(self, port: Port) -> Tensor:
+        """A read from the contributions that meet in it."""
+        met = {}
+        for stem in port.stems:
+            key = (stem.feed, stem.value)
+            if key not in self.ends:
+                leaf = self.leaves[stem.feed]
+                made = self.graph.run(stem.steps, {stem.feed: leaf})[stem.value] if stem.steps is not None else None
+                self.made[key] = made
+                self.ends[key] = leaf if made is None else made.detach().requires_grad_()
+            met[stem.value] = self.ends[key]
+        return met[port.value] if port.value in met else self.graph.run(port.merge, met)[port.value]
+
+    def _gradients(self, cut: _Cut, received: Tensor | None, metric: Metric) -> list[Tensor | None]:
+        """The gradient of the metric at each read of a part."""
         block = cut.part.block
         if block.kind == "output":
             logits = cut.entered[block.reads[0].value]
-            gradients = list(torch.autograd.grad(metric(logits, graph.net).sum(), [logits], allow_unused=True))
-        elif block.write not in received or not cut.part.ports:
-            gradients = [None] * len(cut.part.ports)
-        elif cut.made is None:
-            gradients = [received[block.write]]
+            return list(torch.autograd.grad(metric(logits, self.graph.net).sum(), [logits], allow_unused=True))
+        if received is None:
+            return [None] * len(cut.part.ports)
+        if cut.made is None:
+            return [received] * len(cut.part.ports)
+        entered = [cut.entered[port.value] for port in cut.part.ports]
+        return list(torch.autograd.grad(cut.made, entered, received, allow_unused=True))
+
+    def _received(self, write: int) -> Tensor | None:
+        """The gradient at a write: what its contributions received, carried back through their stems."""
+        total: Tensor | None = None
+        for key, gradient in self.got.items():
+            if key[0] != write:
+                continue
+            made = self.made[key]
+            if made is not None:
+                gradient = torch.autograd.grad(made, self.leaves[write], gradient, retain_graph=True)[0]
+            total = gradient if total is None else total + gradient
+        return total
+
+    def _carry(self, port: Port, arrived: Tensor, gradient: Tensor, edges: Tensor) -> None:
+        """Carry a read's gradient to the contributions, slot by slot in one batch, and score the edges into the read."""
+        stack = _by_slot(port, gradient)
+        keys = [(stem.feed, stem.value) for stem in port.stems]
+        if arrived.is_leaf:  # the read is a contribution itself
+            carried: list[Tensor | None] = [stack]
         else:
-            entered = [cut.entered[port.value] for port in cut.part.ports]
-            gradients = list(torch.autograd.grad(cut.made, entered, received[block.write], allow_unused=True))
-        for port, gradient in zip(cut.part.ports, gradients, strict=True):
-            if gradient is not None:
-                _carry(graph, port, cut.arrived[port.value], gradient, leaves, received, edges)
-    for value, gradient in received.items():
-        block = graph.writes[value]
-        product = (graph.clean[value] - graph.corrupted[value]) * gradient
-        nodes.index_add_(0, graph.columns[value], _sums(graph, value, product).detach())
+            carried = _batched_gradient(arrived, [self.ends[key] for key in keys], stack)
+        for stem, key, found in zip(port.stems, keys, carried, strict=True):
+            if found is None:
+                continue
+            self.got[key] = self.got[key] + found.sum(0) if key in self.got else found.sum(0)
+            rows = self._rows(stem, key, found)
+            edges.index_put_((port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach(), accumulate=True)
+
+    def _rows(self, stem: Stem, key: tuple[int, int], found: Tensor) -> Tensor:
+        """[reader slots, writer slots, positions]: scores from the gradients [reader slots, …] at a contribution."""
+        graph = self.graph
+        by_position = found.ndim == 4 and found.shape[2] == graph.positions
+        if stem.steps is not None and stem.linear and (graph.positions == 1 or by_position):
+            change = self._push(stem, key)
+            if graph.positions == 1:
+                return (found.flatten(1) @ change.flatten(1).T)[:, :, None]
+            return torch.einsum("sbpd,ubpd->sup", found, change)
+        made = self.made[key]
+        if made is not None:
+            found = _required(_batched_gradient(made, [self.leaves[stem.feed]], found)[0])
+        change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
+        return torch.stack([_sums(graph, stem.feed, change * part) for part in found])
+
+    def _push(self, stem: Stem, key: tuple[int, int]) -> Tensor:
+        """[writer slots, …]: how each slot's difference between the runs changes a linear contribution."""
+        if key not in self.pushed:
+            graph, steps = self.graph, stem.steps
+            assert steps is not None
+            change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
+            slots = graph.writes[stem.feed].slots
+            parts = torch.stack([change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count)])
+            with torch.no_grad():
+                made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
+                self.pushed[key] = made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]
+        return self.pushed[key]
+
+
+def _required(found: Tensor | None) -> Tensor:
+    assert found is not None, "a contribution depends on its write"
+    return found
 
 
 def _sums(graph: EdgeGraph, value: int, product: Tensor) -> Tensor:
     """[slots, positions]: sums over examples; a write without positions counts at position 0."""
     found = per_slot(product, graph.writes[value].slots, graph.positions, graph.position_axis(value)).sum(1)
     return torch.nn.functional.pad(found, (0, graph.positions - found.shape[1]))
-
-
-def _forward(graph: EdgeGraph, part: Part, share: float, leaves: dict[int, Tensor]) -> _Cut:
-    block = part.block
-    if not part.ports:
-        start = torch.lerp(graph.corrupted[block.write], graph.clean[block.write], share)
-        leaves[block.write] = start.detach().requires_grad_()
-        return _Cut(part, {}, {}, None)
-    arrived = graph.run(part.wiring, leaves)
-    entered = {value: tensor.detach().requires_grad_() for value, tensor in arrived.items()}
-    if block.write < 0:
-        return _Cut(part, arrived, entered, None)
-    made = graph.run(part.inside, entered)[block.write] if part.inside is not None else None
-    source = made if made is not None else entered[block.write]
-    leaves[block.write] = source.detach().requires_grad_()
-    return _Cut(part, arrived, entered, made)
-
-
-def _carry(
-    graph: EdgeGraph,
-    port: Port,
-    arrived: Tensor,
-    gradient: Tensor,
-    leaves: dict[int, Tensor],
-    received: dict[int, Tensor],
-    edges: Tensor,
-) -> None:
-    """Carry a read's gradient through its wiring, slot by slot in one batch, and score the edges into the read."""
-    feeds = [value for value in port.feeds if value in leaves]
-    if not feeds:
-        return
-    stack = _by_slot(port, gradient)
-    if arrived.is_leaf:  # the read is an earlier write itself, with no wiring between
-        carried: list[Tensor | None] = [stack]
-    else:
-        carried = _batched_gradient(arrived, [leaves[value] for value in feeds], stack)
-    for value, found in zip(feeds, carried, strict=True):
-        if found is None:
-            continue
-        change = graph.clean[value] - graph.corrupted[value]
-        rows = torch.stack([_sums(graph, value, change * part) for part in found])
-        edges.index_put_((port.rows[:, None], graph.columns[value][None, :]), rows.detach(), accumulate=True)
-        total = found.sum(0)
-        received[value] = received[value] + total if value in received else total
 
 
 def _by_slot(port: Port, gradient: Tensor) -> Tensor:

@@ -19,25 +19,28 @@ from ..run.replay import Plan, execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Trace
+from .wiring import Stem, Wiring
 
 
 @dataclass(frozen=True, eq=False)
 class Port:
-    """One read of a block: `rows` are its slots' readers, `feeds` the values that wiring brings to it."""
+    """One read of a block: `rows` are its slots' readers, `feeds` the writes that wiring brings to it, by way of `stems`
+    that `merge` brings together."""
 
     value: int
     slots: Slots
     rows: Tensor
     feeds: tuple[int, ...]
+    stems: tuple[Stem, ...]
+    merge: Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A block with its plans: wiring gives the reads from earlier writes, inside gives the write from the reads."""
+    """A block with its ports, and the plan that gives its write from its reads (None where they are the same)."""
 
     block: Block
     ports: tuple[Port, ...]
-    wiring: Plan
     inside: Plan | None
 
 
@@ -53,6 +56,7 @@ class EdgeGraph:
         self.net = clean.net
         self.lifted: Lifted = clean.lift()
         self.tape = self.lifted.tape
+        self.wiring = Wiring(self.lifted.flow)
         other: Lifted = corrupted.lift()
         if [op.name for op in self.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
             raise InputError("The corrupted run took another path through the network than the clean one; compare inputs on which it does the same operations.")
@@ -83,12 +87,13 @@ class EdgeGraph:
         for read in block.reads:
             stored = plan(self.tape, [], [read.value], stops).stored
             feeds = tuple(value for value in self.writes if value in stored and value in self.columns)
-            ports.append(Port(read.value, read.slots, _indices(block.reader_names(read), self.readers), feeds))
-        wiring = plan(self.tape, [], [read.value for read in block.reads], stops)
+            stems, merge = self.wiring.divide(read.value, feeds, stops)
+            rows = _indices(block.reader_names(read), self.readers)
+            ports.append(Port(read.value, read.slots, rows, feeds, stems, merge))
         inside = None
         if block.write >= 0 and block.reads and all(read.value != block.write for read in block.reads):
             inside = plan(self.tape, [], [block.write], [read.value for read in block.reads])
-        return Part(block, tuple(ports), wiring, inside)
+        return Part(block, tuple(ports), inside)
 
     def _valid(self) -> Tensor:
         """[readers, writers]: which edges exist and have a writer that differs between the runs."""

@@ -71,9 +71,11 @@ def patch_sweep(
             value, _ = tape.graph.find(found.address)
             place = found.axes.index(axis)
             steps = plan(tape, [], [target], [value])
-            old, new = _value(tape, value), _value(other, value)
+            old, new = found.unfolded(_value(tape, value)), found.unfolded(_value(other, value))
             if old.shape != new.shape:
-                raise InputError(f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here.")
+                raise InputError(
+                    f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here."
+                )
             rows.append(_patches(steps, tape, value, place, old, new, target, finish, metric, run))
     found_metric = torch.stack(rows)
     effect = (found_metric.mean(2) - start.mean()) / (end.mean() - start.mean())
@@ -98,6 +100,8 @@ def _patches(
     shape[place + 1] = count
     masks = torch.eye(count, dtype=torch.bool).view(shape)
     worlds = torch.where(masks, new, old)
+    if worlds.ndim - 1 > len(tape.graph.values[value].shape):  # batch and heads are one axis in the run
+        worlds = worlds.flatten(1, 2)
     made = []
     for chunk in worlds.split(max(1, BUDGET // old.numel())):
         found = over(lambda given: finish(execute(tape, steps, given=given)[target]), {value: chunk})

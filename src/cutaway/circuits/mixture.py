@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..attribution.edges import EdgeGraph, Part, Port, slot_mask
 from ..attribution.metric import Metric
+from ..attribution.wiring import Stem
 from ..run.worlds import over
 
 # Numbers held at once by a batched evaluation; larger batches are made in chunks.
@@ -28,7 +29,7 @@ def evaluate(
 ) -> Float[Tensor, "circuits batch"]:
     """The metric of every example under every circuit; a mask says which edges are in the circuit."""
     held = max(sum(value.numel() for value in graph.clean.values()), 1)
-    return torch.cat([_evaluate(graph, metric, chunk) for chunk in masks.split(max(8, 8 * BUDGET // held))])
+    return torch.cat([_Evaluation(graph, metric, chunk).run() for chunk in masks.split(max(8, 8 * BUDGET // held))])
 
 
 class _Worlds:
@@ -39,71 +40,96 @@ class _Worlds:
         self.index = index
 
 
-def _evaluate(graph: EdgeGraph, metric: Metric, masks: Tensor) -> Tensor:
-    count = len(masks)
-    current: dict[int, _Worlds] = {}
-    for part in graph.parts:
-        block = part.block
-        if not part.ports:
-            current[block.write] = _Worlds(graph.clean[block.write][None], torch.zeros(count, dtype=torch.long))
-            continue
-        reads = {port.value: _read(graph, part, port, masks[:, port.rows], current) for port in part.ports}
-        if block.write < 0:
-            logits = reads[block.reads[0].value]
-            return torch.stack([metric(row, graph.net) for row in logits.rows])[logits.index]
-        if part.inside is None:
-            current[block.write] = reads[block.write]
-        else:
-            current[block.write] = _inside(graph, part, reads)
-    raise AssertionError("an edge graph ends with its output")
+class _Evaluation:
+    """One batch of circuits: the worlds of every write so far, and of every contribution."""
+
+    def __init__(self, graph: EdgeGraph, metric: Metric, masks: Tensor) -> None:
+        self.graph, self.metric, self.masks = graph, metric, masks
+        self.current: dict[int, _Worlds] = {}
+        self.contributions: dict[tuple[int, int], dict[int, Tensor]] = {}
+
+    def run(self) -> Tensor:
+        """[circuits, batch]: the metric in every world."""
+        for part in self.graph.parts:
+            block = part.block
+            if not part.ports:
+                start = self.graph.clean[block.write][None]
+                self.current[block.write] = _Worlds(start, torch.zeros(len(self.masks), dtype=torch.long))
+                continue
+            reads = {port.value: self._read(port) for port in part.ports}
+            if block.write < 0:
+                logits = reads[block.reads[0].value]
+                return torch.stack([self.metric(row, self.graph.net) for row in logits.rows])[logits.index]
+            self.current[block.write] = reads[block.write] if part.inside is None else self._inside(part, reads)
+        raise AssertionError("an edge graph ends with its output")
+
+    def _inside(self, part: Part, reads: dict[int, _Worlds]) -> _Worlds:
+        """A block's write from its reads, once for each distinct combination of them."""
+        first, index = _distinct(torch.stack([worlds.index for worlds in reads.values()], 1))
+        inside, write = part.inside, part.block.write
+        assert inside is not None
+        given = {value: worlds.rows[worlds.index[first]] for value, worlds in reads.items()}
+        return _Worlds(over(lambda world: self.graph.run(inside, world)[write], given), index)
+
+    def _read(self, port: Port) -> _Worlds:
+        """One read in every world, each slot from its own mixture."""
+        masks = self.masks[:, port.rows]  # [worlds, slots, writers, positions]
+        worlds, slots = masks.shape[:2]
+        rows = masks.flatten(0, 1)
+        owner = torch.arange(worlds).repeat_interleave(slots)
+        if not port.stems:
+            fixed = self.graph.run(port.merge, {})[port.value]
+            return _Worlds(fixed[None], torch.zeros(worlds, dtype=torch.long))
+        keys = {value: self._keys(value, rows, owner) for value in port.feeds}
+        first, index = _distinct(torch.stack([keys[value] for value in port.feeds], 1))
+        given = [self._contribution(stem, rows, owner, keys[stem.feed], first) for stem in port.stems]
+        size = max(1, BUDGET // (2 * sum(item.rows[0].numel() for item in given)))
+        pieces = []
+        for chunk in torch.arange(len(first)).split(size):
+            met = {stem.value: item.rows[item.index[chunk]] for stem, item in zip(port.stems, given, strict=True)}
+            merged = met[port.value] if port.value in met else None
+            pieces.append(
+                over(lambda world: self.graph.run(port.merge, world)[port.value], met) if merged is None else merged
+            )
+        arrived = torch.cat(pieces)
+        if slots == 1:
+            return _Worlds(arrived, index)
+        combinations = index.view(worlds, slots)
+        first, where = _distinct(combinations)
+        return _Worlds(_assemble(port, arrived, combinations[first]), where)
+
+    def _keys(self, value: int, rows: Tensor, owner: Tensor) -> Tensor:
+        """[rows]: equal where rows see the same version of a write through the same mask."""
+        chosen = rows[:, self.graph.columns[value]].flatten(1)
+        version = torch.where(chosen.any(1), self.current[value].index[owner], -1)
+        return _hash(torch.cat([chosen.long(), version[:, None]], 1))
+
+    def _contribution(self, stem: Stem, rows: Tensor, owner: Tensor, keys: Tensor, first: Tensor) -> _Worlds:
+        """A write's contribution as the rows at `first` see it; those seen before are not made again."""
+        made = self.contributions.setdefault((stem.feed, stem.value), {})
+        wanted, index = torch.unique(keys[first], return_inverse=True)
+        place = torch.full((len(wanted),), len(first)).scatter_reduce_(0, index, torch.arange(len(first)), "amin")
+        missing = [spot for spot, key in enumerate(wanted.tolist()) if key not in made]
+        if missing:
+            picked = first[place[torch.tensor(missing)]]
+            mixed = _mixture(self.graph, stem.feed, rows[picked], owner[picked], self.current[stem.feed])
+            steps = stem.steps
+            if steps is not None:
+                mixed = over(lambda world: self.graph.run(steps, world)[stem.value], {stem.feed: mixed})
+            made.update((int(wanted[spot]), row) for spot, row in zip(missing, mixed, strict=True))
+        return _Worlds(torch.stack([made[key] for key in wanted.tolist()]), index)
 
 
-def _inside(graph: EdgeGraph, part: Part, reads: dict[int, _Worlds]) -> _Worlds:
-    """A block's write from its reads, once for each distinct combination of them."""
-    values = list(reads)
-    keys = torch.stack([reads[value].index for value in values], 1)
-    first, index = _distinct(keys)
-    inside, write = part.inside, part.block.write
-    assert inside is not None
-    given = {value: reads[value].rows[reads[value].index[first]] for value in values}
-    return _Worlds(over(lambda world: graph.run(inside, world)[write], given), index)
-
-
-def _read(graph: EdgeGraph, part: Part, port: Port, masks: Tensor, current: dict[int, _Worlds]) -> _Worlds:
-    """One read in every world, each slot from its own mixture. masks: [worlds, slots, writers, positions]."""
-    worlds, slots = masks.shape[:2]
-    rows = masks.flatten(0, 1)
-    owner = torch.arange(worlds).repeat_interleave(slots)
-    keys = []
-    for value in port.feeds:
-        chosen = rows[:, graph.columns[value]].flatten(1)
-        version = current[value].index[owner]
-        keys += [chosen.long(), torch.where(chosen.any(1), version, -1)[:, None]]
-    if not keys:
-        fixed = graph.run(part.wiring, {})[port.value]
-        return _Worlds(fixed[None], torch.zeros(worlds, dtype=torch.long))
-    first, index = _distinct(torch.cat(keys, 1))
-    size = max(1, BUDGET // (2 * sum(graph.clean[value].numel() for value in port.feeds)))
-    pieces = []
-    for chunk in first.split(size):
-        mixed = {value: _mixture(graph, value, rows[chunk], owner[chunk], current[value]) for value in port.feeds}
-        pieces.append(over(lambda world: graph.run(part.wiring, world)[port.value], mixed))
-    arrived = torch.cat(pieces)
-    if slots == 1:
-        return _Worlds(arrived, index)
-    combinations = index.view(worlds, slots)
-    first, where = _distinct(combinations)
-    return _Worlds(_assemble(port, arrived, combinations[first]), where)
+def _hash(keys: Tensor) -> Tensor:
+    """A 64-bit hash of each row."""
+    generator = torch.Generator().manual_seed(7919)
+    return ((keys + 1) * torch.randint(-(2**62), 2**62, (keys.shape[1],), generator=generator)).sum(1)
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(a place of each distinct row, which distinct row each row is), by a 64-bit hash of the rows."""
-    generator = torch.Generator().manual_seed(7919)
-    weights = torch.randint(-(2**62), 2**62, (keys.shape[1],), generator=generator)
-    hashed = ((keys + 1) * weights).sum(1)
-    found, index = torch.unique(hashed, return_inverse=True)
-    first = torch.full((len(found),), len(keys), dtype=torch.long)
-    first.scatter_reduce_(0, index, torch.arange(len(keys)), "amin")
+    """(a place of each distinct row, which distinct row each row is)."""
+    found, index = torch.unique(_hash(keys), return_inverse=True)
+    first = torch.full((len(found),), len(keys)).scatter_reduce_(0, index, torch.arange(len(keys)), "amin")
     return first, index
 
 

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Interval = tuple[float, float | None, float | None]
+
 
 def ratio_interval(
     top: np.ndarray, bottom: np.ndarray, *, draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
+) -> Interval:
     """mean(top) / mean(bottom) and its percentile bootstrap interval over examples (Efron 1979), as value, low, high.
 
-    top, bottom: [n], paired. With one example the interval is the value itself.
+    top, bottom: [n], paired. One example has no interval: low and high are None.
     """
     value = float(top.mean() / bottom.mean())
     if len(top) < 2:
-        return value, value, value
+        return value, None, None
     rows = np.random.default_rng(seed).integers(0, len(top), (draws, len(top)))
     below = bottom[rows].mean(1)
     below = np.where(np.abs(below) < 1e-12, np.nan, below)

@@ -20,7 +20,7 @@ from ..run.structure import tensors
 from ..run.trace import Trace
 from .claim import Claim, Evidence, Reason
 from .null import random_circuits
-from .statistics import auroc, rank_p, ratio_interval
+from .statistics import Interval, auroc, rank_p, ratio_interval
 
 FAITHFUL, COMPLETE, NEEDED, SIGNIFICANT = 0.3, 0.5, 0.5, 0.05
 
@@ -161,8 +161,8 @@ def _needs(
 
 
 def _evidence(
-    faithfulness: tuple[float, float, float],
-    completeness: tuple[float, float, float],
+    faithfulness: Interval,
+    completeness: Interval,
     minimality: float,
     null: list[float],
     p: float,
@@ -170,7 +170,7 @@ def _evidence(
     random: int,
     units: int,
 ) -> list[Evidence]:
-    boot = f"95 % bootstrap interval over {n} examples, 2000 draws"
+    boot = f"95 % bootstrap interval over {n} examples, 2000 draws" if n > 1 else "one example, so no interval"
     return [
         Evidence("faithfulness", *faithfulness, "closer to 1", f"everything outside the circuit corrupted; {boot}"),
         Evidence("completeness", *completeness, "higher", f"the circuit alone corrupted; {boot}"),
@@ -184,15 +184,17 @@ def _evidence(
 
 
 def _verdict(
-    faithfulness: tuple[float, float, float], completeness: tuple[float, float, float], minimality: float, null: list[float], p: float
+    faithfulness: Interval, completeness: Interval, minimality: float, null: list[float], p: float
 ) -> tuple[tuple[Reason, ...], str]:
     value, low, high = faithfulness
-    faithful = abs(1 - value) <= FAITHFUL and low >= 1 - 2 * FAITHFUL and high <= 1 + 2 * FAITHFUL
+    within = low is not None and high is not None and low >= 1 - 2 * FAITHFUL and high <= 1 + 2 * FAITHFUL
+    faithful = abs(1 - value) <= FAITHFUL and within
+    spread = f" [{low:.0%}, {high:.0%}]" if low is not None and high is not None else " (one example: no interval, give more)"
     beats = p <= SIGNIFICANT
     complete = completeness[0] >= COMPLETE
     minimal = minimality >= NEEDED
     reasons = (
-        Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour [{low:.0%}, {high:.0%}]"),
+        Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour{spread}"),
         Reason("beats chance", beats, f"random circuits of its size keep {abs(round(float(np.mean(null)), 3)):.0%} on average; p = {p:.3f}"),
         Reason("complete", complete, f"corrupting it removes {completeness[0]:.0%} of the behaviour"),
         Reason("minimal", minimal, f"{minimality:.0%} of its parts are needed"),

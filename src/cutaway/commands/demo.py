@@ -38,7 +38,7 @@ def demo(
     store.check(path)
     net = open_model(organism)
     examples = drawn(subject, pairs, seed)
-    truth = subject.truth.edges if subject.truth is not None else None
+    truth = subject.truth
     with suited_threads(net):
         finding = find(net, examples, held_out(subject, examples, pairs, seed), truth=truth, seed=seed)
     listing = finding.clean.listing()

@@ -53,7 +53,7 @@ def circuit(
     elif (organism := organism_of(net)) is not None:
         examples = drawn(behaving(organism.name), pairs, seed)
         test = held_out(organism, examples, pairs, seed)
-        truth = organism.truth.edges if organism.truth is not None else None
+        truth = organism.truth
     else:
         what = "--clean, --corrupted, --correct and --wrong, or --pairs-file"
         raise InputError(f"Nothing to explain in '{net.name}'; give {what}.")

@@ -9,6 +9,7 @@ from typing import Any
 from ..circuits.search import find_circuit
 from ..claims.claim import Claim
 from ..claims.verify import verify
+from ..organisms.organism import Truth
 from ..run.network import Network
 from ..run.trace import Trace
 from .progress import report
@@ -32,7 +33,7 @@ def find(
     level: str = "edge",
     positions: bool = False,
     neurons: bool = False,
-    truth: tuple[str, ...] | None = None,
+    truth: Truth | None = None,
     seed: int = 0,
 ) -> Finding:
     """The circuit of the behaviour in `examples`, tested on `test`, or on the same examples if there is no other."""
@@ -40,9 +41,9 @@ def find(
     circuit = find_circuit(
         clean, corrupted, examples.metric(), level=level, positions=positions, neurons=neurons, progress=report
     )
-    if test is None:
-        return Finding(clean, corrupted, verify(circuit, truth=truth, seed=seed, progress=report))
-    claim = verify(circuit, *runs(net, test), test.metric(), truth=truth, seed=seed, progress=report)
+    fresh = (*runs(net, test), test.metric()) if test is not None else (None, None, None)
+    known, unseen = (truth.edges, truth.unseen) if truth is not None else (None, ())
+    claim = verify(circuit, *fresh, truth=known, unseen=unseen, seed=seed, progress=report)
     return Finding(clean, corrupted, claim)
 
 

@@ -76,7 +76,7 @@ def repeats(keys: list[int], longest: int = 400) -> list[tuple[int, int, int]]:
     after: dict[int, list[int]] = {}
     for position, key in enumerate(keys):
         after.setdefault(key, []).append(position)
-    found, start, seen = [], 0, {key: 0 for key in after}
+    found, start, seen = [], 0, dict.fromkeys(after, 0)
     while start < len(keys):
         places = after[keys[start]]
         while places[seen[keys[start]]] < start:
@@ -117,13 +117,13 @@ def listing(graph: Graph, prefix: str = "", roll: bool = True) -> Listing:
 
 
 def _rolled(graph: Graph, ops: list[Op], depth: int) -> list[Line]:
-    """Lines with repeats folded, a loop inside a loop too."""
+    """Lines with repeats folded, a loop inside a loop too; a loop's first op has its own line, which says how often."""
     lines: list[Line] = []
     position = 0
     for start, period, count in repeats(_keys(graph, ops), max(len(ops) - 1, 1)):
         lines += [_line(graph, op, depth) for op in ops[position:start]]
-        body = _rolled(graph, ops[start : start + period], depth + 1)
-        lines += [replace(body[0], repeat=count * body[0].repeat, span=period), *body[1:]]
+        head = replace(_line(graph, ops[start], depth + 1), repeat=count, span=period)
+        lines += [head, *_rolled(graph, ops[start + 1 : start + period], depth + 1)]
         position = start + period * count
     return lines + [_line(graph, op, depth) for op in ops[position:]]
 

@@ -146,10 +146,14 @@ class Graph:
 
     def check(self) -> None:
         """The spec of a legal graph: raises SiteError where it is broken (tests run it after every pass)."""
-        made: set[int] = {value.id for value in self.values if value.op < 0}
+        made: set[int] = {value.id for value in self.values if value.op < 0 and value.kind in LEAVES}
+        addresses: set[str] = set()
         for position, op in enumerate(self.ops):
             if op.index != position:
                 raise SiteError(f"Op {self.address(op)} says it is number {op.index} but stands at {position}.")
+            if (address := self.address(op)) in addresses:
+                raise SiteError(f"Two ops have the address {address}.")
+            addresses.add(address)
             if missing := [value for value in op.inputs if value not in made]:
                 raise SiteError(f"Op {self.address(op)} reads values {missing}, which nothing before it made.")
             for port, value in enumerate(op.outputs):
@@ -158,3 +162,8 @@ class Graph:
                 if (self.values[value].op, self.values[value].port) != (position, port):
                     raise SiteError(f"Value {value} does not point back to {self.address(op)}:{port}.")
                 made.add(value)
+        if missing := [value for value in (*self.inputs, *self.outputs) if value not in made]:
+            raise SiteError(f"The graph hands out values {missing}, which nothing made.")
+        for call in self.modules:
+            if not 0 <= call.first <= call.last <= len(self.ops):
+                raise SiteError(f"Module call '{call.name}' spans ops {call.first} to {call.last} of {len(self.ops)}.")

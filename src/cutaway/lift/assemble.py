@@ -9,7 +9,15 @@ from .flow import Flow
 from .ops import active, sort_name
 from .regions import Region, regions
 
-_SUFFIX = {"attention": "attn", "mlp": "mlp", "conv": "conv", "state": "rnn", "cell": "cell", "act": "act", "norm": "norm"}
+_SUFFIX = {
+    "attention": "attn",
+    "mlp": "mlp",
+    "conv": "conv",
+    "state": "rnn",
+    "cell": "cell",
+    "act": "act",
+    "norm": "norm",
+}
 
 
 def blocks(flow: Flow) -> list[Block]:
@@ -115,9 +123,7 @@ def _gate_ports(flow: Flow, region: Region, first: dict[int, str]) -> list[str]:
 
 
 def _constants(flow: Flow, region: Region) -> set[int]:
-    return {
-        value for op in region.members for value in flow.graph.ops[op].inputs if value not in flow.activations
-    }
+    return {value for op in region.members for value in flow.graph.ops[op].inputs if value not in flow.activations}
 
 
 def _first_bend(flow: Flow, region: Region, value: int) -> str:
@@ -212,7 +218,11 @@ def _name(flow: Flow, found: list[Block]) -> None:
             block.key = (weights[:1], role)
             if block.key not in cells:
                 layer = layers.setdefault(weights[:1], len(layers))
-                name = f"L{layer}.rnn" if hidden or f"L{layer}.rnn" not in cells.values() and not _has_other(found, block) else f"L{layer}.cell"
+                name = (
+                    f"L{layer}.rnn"
+                    if hidden or f"L{layer}.rnn" not in cells.values() and not _has_other(found, block)
+                    else f"L{layer}.cell"
+                )
                 cells[block.key] = name
             block.name = cells[block.key]
             block.step = steps.get(block.name, 0)
@@ -224,4 +234,7 @@ def _name(flow: Flow, found: list[Block]) -> None:
 
 
 def _has_other(found: list[Block], block: Block) -> bool:
-    return any(other is not block and block.write in {read.value for read in other.reads} and other.kind == "state" for other in found)
+    return any(
+        other is not block and block.write in {read.value for read in other.reads} and other.kind == "state"
+        for other in found
+    )

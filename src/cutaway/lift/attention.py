@@ -31,16 +31,14 @@ def _fused(flow: Flow, op: Op) -> Block:
     given = [call.args[place] if place < len(call.args) else call.kwargs[name] for place, name in enumerate(names)]
     values = [item.id for item in given if isinstance(item, Ref)]
     write = op.outputs[0]
-    reads = tuple(
-        Read(port, value, _heads(flow, value)) for port, value in zip(("q", "k", "v"), values, strict=True)
-    )
+    reads = tuple(Read(port, value, _heads(flow, value)) for port, value in zip(("q", "k", "v"), values, strict=True))
     members = frozenset({op.index})
     return Block("attention", reads, write, _heads(flow, write), "h", members, extra={"fused": op.index})
 
 
 def _written_out(flow: Flow, softmax: Op) -> Block | None:
     """softmax(f(q k^T)) v, with anything elementwise, masks and rearrangement between."""
-    below = [value for value in active(softmax, flow.activations)]
+    below = active(softmax, flow.activations)
     if not below or not softmax.outputs:
         return None
     inside: set[int] = {softmax.index}
@@ -66,7 +64,9 @@ def _operands(flow: Flow, op: Op) -> list[int]:
     call = flow.tape.calls[op.index]
     listed = [item.id for item in call.args if isinstance(item, Ref)]
     listed += [item.id for item in call.kwargs.values() if isinstance(item, Ref)]
-    nested = [item.id for group in call.args if isinstance(group, (list, tuple)) for item in group if isinstance(item, Ref)]
+    nested = [
+        item.id for group in call.args if isinstance(group, (list, tuple)) for item in group if isinstance(item, Ref)
+    ]
     if op.name == "rmatmul":
         listed = listed[::-1]
     return listed + nested or list(op.inputs)

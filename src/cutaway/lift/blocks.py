@@ -1,8 +1,8 @@
 """The parts that lifting finds: blocks with reads, a write and slots.
 
-A block is one invocation of a nonlinear piece of a network (an attention, an MLP's activation, a convolution, a step of a
-recurrent cell). Its write is divided into slots along an axis (heads, neurons, channels, state units); each slot is a
-component that can be a node of a circuit. A read is where values enter the block; everything between the writes of
+A block is one invocation of a nonlinear piece of a network (an attention, an MLP's activation, a convolution, a step
+of a recurrent cell). Its write is divided into slots along an axis (heads, neurons, channels, state units); each slot
+is a component that can be a node of a circuit. A read is where values enter the block; everything between the writes of
 earlier blocks and a read is wiring: linear paths and the norms that belong to the reader.
 """
 

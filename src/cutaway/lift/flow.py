@@ -1,4 +1,5 @@
-"""Questions about the dataflow of a run that the lifting patterns ask: who depends on whom, through which kind of op."""
+"""Questions about the dataflow of a run that the lifting patterns ask: who depends on whom, through which kind of
+op."""
 
 from __future__ import annotations
 
@@ -108,17 +109,11 @@ class Flow:
 
     def is_soft(self, op: Op) -> bool:
         """Whether an op is linear and not a contraction or a residual add."""
-        return (
-            self.linear[op.index]
-            and sort_name(op) not in ops.CONTRACTION
-            and op.index not in self.residual_adds
-        )
+        return self.linear[op.index] and sort_name(op) not in ops.CONTRACTION and op.index not in self.residual_adds
 
     def is_bend(self, op: Op) -> bool:
         """Whether an op is an elementwise nonlinearity or a product of activations."""
-        return self.moves(op) and (
-            sort_name(op) in ops.ELEMENTWISE or is_product(self.tape, op, self.activations)
-        )
+        return self.moves(op) and (sort_name(op) in ops.ELEMENTWISE or is_product(self.tape, op, self.activations))
 
     @cached_property
     def residual_adds(self) -> dict[int, tuple[int, int]]:
@@ -156,7 +151,9 @@ class Flow:
             op = self.graph.values[value].op
             if op <= first or op < 0:
                 continue
-            waiting.extend((source, passed or hard[op]) for source in self.graph.ops[op].inputs if source in self.activations)
+            waiting.extend(
+                (source, passed or hard[op]) for source in self.graph.ops[op].inputs if source in self.activations
+            )
         return False
 
     @cached_property
@@ -173,7 +170,10 @@ class Flow:
             steps = [listed[start + period * step : start + period * (step + 1)] for step in range(count)]
             if not any(sort_name(op) in ops.CONTRACTION for op in steps[0]):
                 continue
-            made = [{value: (q, port) for q, op in enumerate(step) for port, value in enumerate(op.outputs)} for step in steps]
+            made = [
+                {value: (q, port) for q, op in enumerate(step) for port, value in enumerate(op.outputs)}
+                for step in steps
+            ]
             for before, step in zip(made, steps[1:], strict=False):
                 for position, op in enumerate(step):
                     for place, value in enumerate(op.inputs):
@@ -192,7 +192,7 @@ class Flow:
 
     @cached_property
     def cuts(self) -> set[int]:
-        """Values at which an elementwise region ends: read by a contraction, attention or norm, or carried by a loop."""
+        """Values where an elementwise region ends: read by a contraction, attention or norm, or carried by a loop."""
         found = set(self.carried)
         for op in self.graph.ops:
             if not (sort_name(op) in ops.CONTRACTION or sort_name(op) in ops.NORMS or sort_name(op) == ops.SDPA):

@@ -70,7 +70,9 @@ class Lifted:
             axis = "neuron" if neurons else AXES.get(block.mark, "")
             count = shape[-1] if neurons else block.slots.count
             reads = tuple(dict.fromkeys(read.port for read in block.reads))
-            rows[block.name] = Component(block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads)
+            rows[block.name] = Component(
+                block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads
+            )
         if self.unembed is not None:
             width = self.flow.shape(self.output.reads[0].value)[-1]
             rows["unembed"] = Component("unembed", "unembedding", self.unembed, "vocab", width, 1, ("in",))
@@ -85,12 +87,17 @@ class Lifted:
             units = f"{part.count} {part.axis}s" if part.axis else "1"
             rows.append((part.name, part.kind, units, str(part.calls), " ".join(part.reads), part.site))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row[:5], widths, strict=True)) + "  " + row[5] for row in rows]
+        lines = [
+            "  ".join(f"{cell:<{w}}" for cell, w in zip(row[:5], widths, strict=True)) + "  " + row[5] for row in rows
+        ]
         return "\n".join([*lines, f"residual stream: {len(self.streams)} values"])
 
 
 def lift(trace: Trace) -> Lifted:
-    """The components of a run, with the standard names of its sites. Raises SiteError when no output depends on an input."""
+    """The components of a run and the standard names of its sites.
+
+    Raises SiteError when no output depends on an input.
+    """
     recurrent = [trace.graph.address(op) for op in trace.graph.ops if sort_name(op) in ops.RECURRENT]
     tape = trace.tape_with(recurrent)
     first = next(tensors((trace.args, trace.kwargs)), None)
@@ -132,15 +139,17 @@ def _sources(flow: Flow, found: Iterable[Block]) -> list[Block]:
         kind = "input" if flow.graph.values[value].op < 0 else "embed"
         name = kind + (str(counts[kind]) if counts[kind] else "")
         counts[kind] += 1
-        sources.append(Block("embedding" if kind == "embed" else "input", (), value, _whole(flow, value), "", frozenset(), name))
+        sources.append(
+            Block("embedding" if kind == "embed" else "input", (), value, _whole(flow, value), "", frozenset(), name)
+        )
     return sources
 
 
 def _constants(flow: Flow) -> list[Block]:
     """Values made of parameters alone that are added to activations and differ by position, or by nothing.
 
-    The first are position embeddings, learnt tables or parts of them; the others embed what is the same everywhere, such
-    as a token's type. Biases are broadcast over positions and are neither.
+    The first are position embeddings, learnt tables or parts of them; the others embed what is the same everywhere,
+    such as a token's type. Biases are broadcast over positions and are neither.
     """
     found: list[Block] = []
     counts: dict[str, int] = {}

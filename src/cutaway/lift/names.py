@@ -33,7 +33,7 @@ def resolve(name: str, sites: dict[str, Found], graph: Graph) -> Found:
         return sites[name]
     for pattern, into in _ALIASES:
         if re.fullmatch(pattern, name):
-            standard = re.sub(pattern, lambda match, into=into: match.expand(into), name)
+            standard = re.sub(pattern, into, name)
             if standard in sites:
                 return sites[standard]
     raise unknown(name, [*sites, *graph.exits, *graph.addresses])

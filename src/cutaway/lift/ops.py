@@ -11,16 +11,18 @@ from ..run.structure import Ref
 from ..run.tape import Tape
 
 LAYOUT = frozenset(
-    """view reshape transpose permute T mT H t getitem select slice narrow split split_with_sizes chunk unbind cat concat
-    concatenate stack hstack vstack squeeze unsqueeze flatten unflatten expand expand_as repeat repeat_interleave
+    """view reshape transpose permute T mT H t getitem select slice narrow split split_with_sizes chunk unbind cat
+    concat concatenate stack hstack vstack squeeze unsqueeze flatten unflatten expand expand_as repeat repeat_interleave
     contiguous clone movedim moveaxis swapaxes swapdims tile roll flip pad constant_pad_nd to to_copy type type_as float
     half double bfloat16 alias detach as_strided tensor_split unfold fold pixel_shuffle pixel_unshuffle index_select
-    gather take_along_dim view_as reshape_as identity data unsafe_view unsafe_split unsafe_chunk copy index channel_shuffle
-    index_put setitem scatter select_scatter slice_scatter as_strided_scatter rot90 tril triu diagonal requires_grad
-    index_add scatter_add copy_ lift_fresh numpy_T""".split()
+    gather take_along_dim view_as reshape_as identity data unsafe_view unsafe_split unsafe_chunk copy index
+    channel_shuffle index_put setitem scatter select_scatter slice_scatter as_strided_scatter rot90 tril triu diagonal
+    requires_grad index_add scatter_add copy_ lift_fresh numpy_T""".split()
 )
 ADDITIVE = frozenset("add sub radd rsub iadd isub neg sum mean cumsum nansum diff".split())
-SCALING = frozenset("mul div rmul imul idiv truediv itruediv where masked_fill rtruediv multiply divide addcmul".split())
+SCALING = frozenset(
+    "mul div rmul imul idiv truediv itruediv where masked_fill rtruediv multiply divide addcmul".split()
+)
 CONTRACTION = frozenset(
     """linear matmul rmatmul mm bmm addmm baddbmm addbmm einsum tensordot bilinear mv addmv dot inner outer
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution conv_tbc""".split()

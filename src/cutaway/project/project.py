@@ -25,7 +25,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -38,6 +38,15 @@ from cutaway.project.texts import NAME_LIMIT, canonical_json, clean_line, clean_
 
 SUFFIX = ".cutaway"
 _OURS = ("id", "added", "tensor_names")  # keys of a claim the project sets; ignored when a claim is handed back
+
+
+class StoredClaim(Protocol):
+    """What `Project.add` needs of a claim."""
+
+    tensors: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data with at least statement, verdict and provenance."""
 
 
 class Project:
@@ -90,6 +99,10 @@ class Project:
         fingerprint = clean_line(fingerprint, "model fingerprint")
         after = canonical_json(_mapping(facts, "model facts"), "model facts")
         self._set("add_model", "models", fingerprint, after, f"add-model {shlex.quote(fingerprint)}")
+
+    def add(self, claim: StoredClaim) -> str:
+        """Keep a claim as `cutaway.verify` returns it, with its arrays; returns its id."""
+        return self.add_claim(claim.to_dict(), claim.tensors)
 
     def add_claim(self, claim: dict[str, Any], tensors: Mapping[str, np.ndarray] | None = None) -> str:
         """Keep a claim with its arrays and return its id, a short hash of the content; idempotent.

@@ -1,4 +1,5 @@
-"""What the recorder knows of a torch function: its name, whether it may write in place, draws numbers, or ends in Python.
+"""What the recorder knows of a torch function: its name, whether it may write in place, draws numbers, or ends in
+Python.
 
 Everything here is derived from names, signatures and torch's own tags; there is no list of layers or models.
 """
@@ -116,7 +117,9 @@ def _classify(func: Any) -> Kind:
     parts = _with_parts_visible(func) if name in _COMPOSITE else None
     guard = name in GUARDS or raw in _GUARD_DUNDERS
     hidden = schema is None and name in HIDDEN_WRITES
-    return Kind(name, writes, inplace, _is_random(name, func), guard, parts, hidden, schema is None and not _is_torchs(func))
+    return Kind(
+        name, writes, inplace, _is_random(name, func), guard, parts, hidden, schema is None and not _is_torchs(func)
+    )
 
 
 def _is_torchs(func: Any) -> bool:

@@ -105,14 +105,16 @@ def _inline(tape: Tape, op: Op, new: Tape) -> None:
         raise SiteError(f"{tape.graph.address(op)} has no inside: torch runs it as a single operation.")
     outside = dict(zip(entries, op.inputs, strict=True))
     address = tape.graph.address(op)
-    for result, value in zip(results, [v for v in tape.calls[op.index].results], strict=False):
+    for result, value in zip(results, tape.calls[op.index].results, strict=False):
         if value >= 0 and result not in outside:
             outside[result] = value
     for inner in log.tape.graph.values:
         if inner.id in outside:
             continue
         outside[inner.id] = len(new.graph.values)
-        new.graph.values.append(Value(outside[inner.id], inner.kind, f"{address}//{inner.id}", -1, inner.port, inner.shape, inner.dtype))
+        new.graph.values.append(
+            Value(outside[inner.id], inner.kind, f"{address}//{inner.id}", -1, inner.port, inner.shape, inner.dtype)
+        )
         if inner.op < 0:
             new.leaves[outside[inner.id]] = log.tape.leaves[inner.id]
         elif inner.id in log.tape.kept:

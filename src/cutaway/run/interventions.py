@@ -168,7 +168,9 @@ def put(value: Tensor, where: tuple[Index, ...], part: Tensor) -> Tensor:
         return part
     grid = torch.arange(value.numel(), device=value.device).view(value.shape)
     places = take(grid, where, keep=True)
-    return value.flatten().index_put((places.flatten(),), part.expand(places.shape).flatten().to(value)).view(value.shape)
+    return (
+        value.flatten().index_put((places.flatten(),), part.expand(places.shape).flatten().to(value)).view(value.shape)
+    )
 
 
 def editor(what: Intervention, where: tuple[Index, ...], source: Tensor | None) -> Callable[[Tensor], Tensor]:

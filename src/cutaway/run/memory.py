@@ -32,13 +32,15 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def spans(outer: Tensor, inner: Tensor) -> bool:
-    """Whether `outer` lies on its memory without gaps, in whatever order of axes, and holds every element of `inner`."""
+    """Whether `outer` lies on its memory without gaps, axes in whatever order, and holds every element of `inner`."""
     if outer.dtype != inner.dtype or not _is_dense(outer):
         return False
     return _begin(outer) <= _begin(inner) and _end(inner) <= _end(outer)
 
 
-def viewed(whole: Tensor, stride: tuple[int, ...], shape: tuple[int, ...], steps: tuple[int, ...], offset: int) -> Tensor:
+def viewed(
+    whole: Tensor, stride: tuple[int, ...], shape: tuple[int, ...], steps: tuple[int, ...], offset: int
+) -> Tensor:
     """The part of `whole`, once laid out by `stride`, that a strided view names."""
     return _laid(whole, stride).as_strided(shape, steps, offset)
 
@@ -74,9 +76,9 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _begin(tensor: Tensor) -> int:
-    return tensor.storage_offset()
+    return int(tensor.storage_offset())
 
 
 def _end(tensor: Tensor) -> int:
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.storage_offset() + last + 1
+    return int(tensor.storage_offset()) + last + 1

@@ -17,7 +17,7 @@ from .interventions import Intervention
 from .record import Edits, record_tape
 from .structure import tensors
 from .trace import Trace
-from .untouched import seal
+from .untouched import Seal
 
 
 class Tokenizer(Protocol):
@@ -52,7 +52,12 @@ class Network:
         self.tokenizer = tokenizer
         self.defaults = defaults or {}
         self.lifter = lifter
-        self._seals = self._sealed()
+        self._seals = [
+            (inner._parameters, key, f"{path}.{key}".lstrip("."), Seal(parameter))
+            for path, inner in module.named_modules()
+            for key, parameter in inner._parameters.items()
+            if parameter is not None
+        ]
         self._fingerprint: str | None = None
 
     def __repr__(self) -> str:
@@ -73,14 +78,10 @@ class Network:
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
-    def _sealed(self) -> dict[str, tuple[Tensor, Any]]:
-        return {name: (parameter, seal(parameter)) for name, parameter in self.module.named_parameters()}
-
     def check_weights(self) -> None:
         """Raises DivergenceError when a parameter is no longer what it was when the network was opened."""
-        now = dict(self.module.named_parameters())
-        for name, (parameter, then) in self._seals.items():
-            if now.get(name) is not parameter or seal(parameter) != then:
+        for owner, key, name, seal in self._seals:
+            if owner.get(key) is not seal.tensor or seal.broken():
                 raise DivergenceError(f"'{name}' changed since '{self.name}' was opened; open it and record again.")
 
     # ---- inputs
@@ -154,7 +155,9 @@ class Network:
         args, kwargs = self._inputs(inputs, kwargs)
         if interventions:  # the plain run says where the sites lie
             plain = self._record(args, kwargs, True)
-            return plain.replay(*interventions) if _inside(plain, interventions) else self.run_live(plain, interventions)
+            return (
+                plain.replay(*interventions) if _inside(plain, interventions) else self.run_live(plain, interventions)
+            )
         kept = self._keep(keep, args, kwargs)
         found = self._record(args, kwargs, kept)
         if not isinstance(kept, bool):
@@ -162,13 +165,17 @@ class Network:
         return found
 
     def _record(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Callable[[str], bool] | bool, edits: Edits | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keep: Callable[[str], bool] | bool,
+        edits: Edits | None = None,
     ) -> Trace:
         self.check_weights()
         try:
             tape, output = record_tape(self.module, args, kwargs, keep, edits)
         finally:  # a run that writes into its weights has put them back, but their versions have moved on
-            self._seals = self._sealed()
+            self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
         return Trace(self, tape, args, kwargs, output)
 
     def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kept | bool:
@@ -188,7 +195,9 @@ class Network:
         _, _, edits, fired = plain._edits(interventions, set())
         addresses = [plain.locate(what.site).address for what in interventions]
         if inner := [address for address in addresses if "//" in address]:
-            raise SiteError(f"'{inner[0]}' lies inside an op that only a replay can open; edit it by a replay of a trace.")
+            raise SiteError(
+                f"'{inner[0]}' lies inside an op that only a replay can open; edit it by a replay of a trace."
+            )
         table: Edits = {}
         for address, edit in zip(addresses, edits, strict=True):
             if address.startswith(("param:", "buffer:", "const:")) or "/alias." in address:

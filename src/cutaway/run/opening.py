@@ -77,7 +77,9 @@ def open_network(
         label = name or type(what).__name__
         return Network(what, name=label, source="module", tokenizer=_tokenizer(tokenizer), lifter=lifter)
     if not isinstance(what, (str, os.PathLike)):
-        raise ModelError(f"Cannot open a {type(what).__name__}; give a module, a folder, a hub id or an organism's name.")
+        raise ModelError(
+            f"Cannot open a {type(what).__name__}; give a module, a folder, a hub id or an organism's name."
+        )
     text = os.fspath(what)
     if text in organisms.names():
         organism = organisms.load(text)
@@ -132,7 +134,9 @@ def _load(transformers: Any, where: str, local: bool, trust: bool) -> nn.Module:
     for architecture in config.architectures or ():
         cls = cls or getattr(transformers, architecture, None)
     # A class that needs code from the folder goes through the Auto class, which refuses it unless it is trusted.
-    cls = cls if cls is not None and not trust else transformers.AutoModelForCausalLM if trust else transformers.AutoModel
+    cls = (
+        cls if cls is not None and not trust else transformers.AutoModelForCausalLM if trust else transformers.AutoModel
+    )
     options |= {"use_safetensors": True, "dtype": "float32"}
     options = options if trust else {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
@@ -143,7 +147,9 @@ def _load(transformers: Any, where: str, local: bool, trust: bool) -> nn.Module:
 
 
 def _load_tokenizer(transformers: Any, where: str, local: bool, trust: bool) -> Tokenizer | None:
-    if local and not any((Path(where) / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    if local and not any(
+        (Path(where) / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
         return None
     try:
         return _Transformers(

@@ -18,7 +18,7 @@ from ..errors import CutawayError, ModelError
 from .calls import HIDDEN_WRITES, Kind, kind_of
 from .structure import swap, tensors
 from .tape import Logger, Tape, Writes
-from .untouched import seal, untouched
+from .untouched import Seal, untouched
 from .watching import Edits, edited, watching
 
 
@@ -72,14 +72,16 @@ class _Mode(TorchFunctionMode):
 
 def _targets(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Writes:
     """The tensors a call may write into, as (position or keyword, tensor)."""
+    places: list[tuple[int | str, Any]]
     if "out" in kwargs:
-        return [("out", tensor) for tensor in tensors(kwargs["out"])][:1]
+        places = [("out", tensor) for tensor in tensors(kwargs["out"])]
+        return places[:1]
     if kind.hidden:
-        hidden, (place, name) = HIDDEN_WRITES[kind.name]
-        if not kwargs.get(name, args[place] if len(args) > place else False):
+        hidden, (asked_at, asked_as) = HIDDEN_WRITES[kind.name]
+        if not kwargs.get(asked_as, args[asked_at] if len(args) > asked_at else False):
             return []
-        found = [(at, args[at]) if len(args) > at else (word, kwargs.get(word)) for at, word in hidden]
-        return [(at, item) for at, item in found if isinstance(item, Tensor)]
+        places = [(at, args[at]) if len(args) > at else (word, kwargs.get(word)) for at, word in hidden]
+        return [(place, item) for place, item in places if isinstance(item, Tensor)]
     if kind.inplace >= 0:
         asked = kwargs.get("inplace", args[kind.inplace] if len(args) > kind.inplace else False)
         if not asked:
@@ -90,7 +92,7 @@ def _targets(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Write
         return []
     if not kind.foreign:  # torch's own functions write into their first argument
         return [(0, args[0])] if args and isinstance(args[0], Tensor) else []
-    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    places = [*enumerate(args), *kwargs.items()]
     return [(place, item) for place, item in places if isinstance(item, Tensor)]
 
 
@@ -120,7 +122,11 @@ def record_tape(
         except CutawayError:
             raise
         except Exception as error:
-            inner = log.failed[1] if log.failed is not None and log.failed[0] is error else graph.modules[log.stack[-1]].name
+            inner = (
+                log.failed[1]
+                if log.failed is not None and log.failed[0] is error
+                else graph.modules[log.stack[-1]].name
+            )
             where = inner or type(model).__name__
             raise ModelError(
                 f"The forward pass of {type(model).__name__} failed in '{where}': {type(error).__name__}: {error}"
@@ -130,7 +136,7 @@ def record_tape(
     graph.modules[0].last = len(graph.ops)
     for value, tensor in log.tape.leaves.items():
         if graph.values[value].kind == "buffer":
-            log.tape.seals[value] = (tensor, seal(tensor))
+            log.tape.seals[value] = Seal(tensor)
     return log.tape, out
 
 
@@ -147,12 +153,12 @@ def _owned(tree: Any) -> Any:
 
 
 def _holder(roots: tuple[Any, ...]) -> Callable[[Tensor], bool]:
-    """Whether a tensor is held by the model or the inputs, in an attribute or a container; looked up when first asked."""
+    """Whether a tensor is held by the model or the inputs, in an attribute or container; looked up when first asked."""
     found: set[int] = set()
 
     def holds(tensor: Tensor) -> bool:
         if not found:
-            waiting, seen = list(roots), set()
+            waiting, seen = list(roots), set[int]()
             while waiting and len(seen) < 200_000:
                 item = waiting.pop()
                 if id(item) in seen or isinstance(item, (str, int, float, type(None), type)):

@@ -1,7 +1,7 @@
 """Replay: make again the part of a recorded run that edits can reach and targets need, above autograd.
 
-Parse, plan, apply: `plan` decides which ops run and with which slots, from the graph alone; `execute` runs a plan. A plan
-knows nothing of tensors' contents, so one plan serves many edits at the same places.
+Parse, plan, apply: `plan` decides which ops run and with which slots, from the graph alone; `execute` runs a plan. A
+plan knows nothing of tensors' contents, so one plan serves many edits at the same places.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def plan(
 ) -> Plan:
     """The steps that give `targets` when `places` are edited.
 
-    `stops` are values given by the caller, whatever made them. Values that neither an edit nor a given value reaches are
-    taken from the tape where they were kept, unless `recompute`; everything else is made again.
+    `stops` are values given by the caller, whatever made them. Values that neither an edit nor a given value reaches
+    are taken from the tape where they were kept, unless `recompute`; everything else is made again.
     """
     graph, calls = tape.graph, tape.calls
     targets = list(dict.fromkeys(targets))
@@ -121,7 +121,9 @@ def _reach(tape: Tape, places: Sequence[Place], by_value: Mapping[int, list[int]
     ops: set[int] = set()
     for op in tape.graph.ops:
         hit = any(
-            value in reached or value in halted or any(places[number].seen_by(op.index) for number in by_value.get(value, ()))
+            value in reached
+            or value in halted
+            or any(places[number].seen_by(op.index) for number in by_value.get(value, ()))
             for value in op.inputs
         )
         if hit:

@@ -5,9 +5,9 @@ in-place writes into new values, and keeps the tensors it is asked to keep. It i
 sees torch functions, and by the opener (inside.py), which sees ATen ops.
 
 In-place writes. A write gives the written tensor a new value. Other live tensors on the same storage changed too; each
-gets a new value as well, made by a synthetic `alias` op (a strided view of the written tensor, or a strided scatter into
-the larger one). Tensors that were kept are cloned before the write reaches them. A replay calls the op's counterpart that
-returns its result, or writes into a clone where torch has none.
+gets a new value as well, made by a synthetic `alias` op (a strided view of the written tensor, or a strided scatter
+into the larger one). Tensors that were kept are cloned before the write reaches them. A replay calls the op's
+counterpart that returns its result, or writes into a clone where torch has none.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
 from .memory import overlap, scattered, spans, storage_of, viewed
 from .structure import Ref, swap, tensors
+from .untouched import Seal
 
 Writes = list[tuple[int | str, Tensor]]
 _TORCH = os.path.dirname(torch.__file__)
@@ -53,14 +54,15 @@ class Call:
 
 @dataclass
 class Tape:
-    """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was written."""
+    """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
+    written."""
 
     graph: Graph
     calls: list[Call]
     leaves: dict[int, Tensor]
     kept: dict[int, Tensor]
     problems: list[str] = field(default_factory=list)
-    seals: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    seals: dict[int, Seal] = field(default_factory=dict)
 
 
 class Logger:
@@ -101,7 +103,8 @@ class Logger:
         if kind == "const" and self.held is not None and self._is_orphan(tensor):
             where = self.tape.graph.modules[self.stack[-1]].name
             self.tape.problems.append(
-                f"a tensor of shape {tuple(tensor.shape)} in '{where}' was made by no recorded call; a replay takes it as fixed"
+                f"a tensor of shape {tuple(tensor.shape)} in '{where}' was made by no recorded call; "
+                "a replay takes it as fixed"
             )
         return self.leaf(tensor, kind, name)
 
@@ -171,7 +174,9 @@ class Logger:
         """The tensors that become an op's outputs: those written, then those returned that did not come in."""
         found = [tensor for _, tensor in writes]
         for tensor in tensors(out):
-            if not any(tensor is other for other in found) and not (self.knows(tensor) and self.value(tensor) in inputs):
+            if not any(tensor is other for other in found) and not (
+                self.knows(tensor) and self.value(tensor) in inputs
+            ):
                 found.append(tensor)
         return found
 
@@ -196,16 +201,20 @@ class Logger:
         return out
 
     def undo_writes(self) -> None:
-        """Put back the contents of everything from outside that the run wrote into."""
+        """Put back the contents of everything from outside that the run wrote into.
+
+        As a write that autograd sees, so that a backward pass through what the run made of it fails instead of using
+        numbers that are no longer there.
+        """
         with torch.no_grad():
             for live, saved in reversed(self.restore):
-                live.data.copy_(saved)
+                live.copy_(saved)
 
     def prepare_write(self, targets: list[Tensor]) -> None:
         """Before a write: keep what the write would destroy."""
         for tensor in targets:
             value = self.value(tensor)
-            for ref, alias in [(lambda held=tensor: held, value), *self._sharing(tensor)]:
+            for ref, alias in [(_holding(tensor), value), *self._sharing(tensor)]:
                 live = ref()
                 if live is None:
                     continue
@@ -226,8 +235,10 @@ class Logger:
         writes: Writes,
         rng: Tensor | None = None,
     ) -> int:
-        """Add one op that has just run; `packed` are its arguments from before it ran. Returns its index, or -1 for an op
-        that handed its input back: that is the same value, and no op."""
+        """Add one op that has just run; `packed` are its arguments from before it ran.
+
+        Returns its index, or -1 for an op that handed its input back: that is the same value, and no op.
+        """
         graph, index = self.tape.graph, len(self.tape.graph.ops)
         call = graph.modules[self.stack[-1]]
         ordinal = call.counts.get(kind.name, 0)
@@ -235,7 +246,9 @@ class Logger:
         address = "" if isinstance(self.keep, bool) else f"{call.name}/{kind.name}.{ordinal}"
         packed_args, packed_kwargs, inputs, slots = packed
         if kind.name in ("numpy", "array"):
-            self.tape.problems.append(f"'{call.name}/{kind.name}.{ordinal}' hands values to numpy, which a replay cannot follow")
+            self.tape.problems.append(
+                f"'{call.name}/{kind.name}.{ordinal}' hands values to numpy, which a replay cannot follow"
+            )
         outputs: list[int] = []
         written: list[tuple[int | str, int]] = []
         for position, tensor in writes:
@@ -264,7 +277,9 @@ class Logger:
                 func, packed_args = plain
                 packed_kwargs = {name: item for name, item in packed_kwargs.items() if name != "inplace"}
                 results, written = [written[0][1]], []
-        entry = Call(func, packed_args, packed_kwargs, slots, tuple(results), tuple(written), grad, autocast, rng, answer)
+        entry = Call(
+            func, packed_args, packed_kwargs, slots, tuple(results), tuple(written), grad, autocast, rng, answer
+        )
         op = Op(index, kind.name, ordinal, self.stack[-1], tuple(dict.fromkeys(inputs)), tuple(outputs), self._source())
         graph.ops.append(op)
         self.tape.calls.append(entry)
@@ -329,7 +344,9 @@ class Logger:
                     "a replay cannot follow"
                 )
 
-    def _alias(self, func: Callable[..., Tensor], made: Tensor, sources: list[Tensor], part: Tensor, whole: Tensor) -> None:
+    def _alias(
+        self, func: Callable[..., Tensor], made: Tensor, sources: list[Tensor], part: Tensor, whole: Tensor
+    ) -> None:
         """Log the synthetic op that gives `made` its new value."""
         offset = part.storage_offset() - whole.storage_offset()
         packed = self.pack((*sources, tuple(whole.stride()), tuple(part.shape), tuple(part.stride()), offset), {})
@@ -355,3 +372,8 @@ class Logger:
                 return (code.co_filename, frame.f_lineno, code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
         return None
+
+
+def _holding(tensor: Tensor) -> Callable[[], Tensor]:
+    """A reference that does not let go."""
+    return lambda: tensor

@@ -23,7 +23,6 @@ from .interventions import Intervention, editor, indices, take
 from .replay import Place, execute, plan
 from .structure import swap, tensors
 from .tape import Tape
-from .untouched import seal
 
 if TYPE_CHECKING:
     from .network import Network
@@ -140,7 +139,7 @@ class Trace:
             return self._values[found.address]
         outer = {found.address.split("//")[0]} if "//" in found.address else set()
         tape, places, edits, _ = self._edits(() if self.live else self.interventions, outer)
-        value, _ = tape.graph.find(found.address)
+        value, _ = self._find(tape, found.address)
         steps = plan(tape, places, [value])
         if steps.ops:
             self._check_weights()
@@ -177,7 +176,7 @@ class Trace:
         inside = {found.split("//")[0] for found in map(self._address, until or ()) if "//" in found}
         tape, places, edits, fired = self._edits(chain, inside)
         self._check_weights()
-        targets = [tape.graph.find(self._address(site))[0] for site in until] if until else tape.graph.outputs
+        targets = [self._find(tape, self._address(site))[0] for site in until] if until else tape.graph.outputs
         try:
             made = execute(tape, plan(tape, places, targets), edits)
         except DivergenceError:
@@ -200,6 +199,11 @@ class Trace:
             found.output = tuple(found.value(site) for site in until)
         return found
 
+    def _find(self, tape: Tape, address: str) -> tuple[int, int]:
+        """A raw address in this run's tape or an opened one, where an opened op is gone but its values remain."""
+        value = self.graph.addresses.get(address)
+        return tape.graph.find(address) if value is None else (value, 0)
+
     def _address(self, site: str | Site) -> str:
         return self.locate(site).address
 
@@ -216,7 +220,7 @@ class Trace:
         tape = self.tape_with(outer | inside)
         places, edits, receipts = [], [], []
         for what, where in zip(chain, found, strict=True):
-            value, after = tape.graph.find(where.address)
+            value, after = self._find(tape, where.address)
             shape = tape.graph.values[value].shape
             shape = (shape[0] // where.fold, where.fold, *shape[1:]) if where.fold else shape
             axes = where.axes or tuple(map(str, range(len(shape))))
@@ -243,9 +247,11 @@ class Trace:
 
     def _check_weights(self) -> None:
         self.net.check_weights()
-        for value, (tensor, then) in self.tape.seals.items():
-            if seal(tensor) != then:
-                raise DivergenceError(f"'{self.graph.site(value)}' changed since this run was recorded; record it again.")
+        for value, seal in self.tape.seals.items():
+            if seal.broken():
+                raise DivergenceError(
+                    f"'{self.graph.site(value)}' changed since this run was recorded; record it again."
+                )
 
 
 def _with_receipt(

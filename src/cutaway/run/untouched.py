@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 _CONTAINERS = (dict, list, set, deque)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextmanager
@@ -81,17 +82,37 @@ def _unchanged(table: Any, content: tuple[Any, ...]) -> bool:
     return all(a is c and b is d for (a, b), (c, d) in zip(table.items(), content, strict=True))
 
 
-def seal(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """What changes when somebody writes into a tensor: its version, its memory, and a few of its numbers.
+class Seal:
+    """Shows whether somebody wrote into a tensor: by its version, its memory, and a few of its numbers.
 
     Writes through `.data` leave no trace in the version; the sample notices them unless they miss it.
     """
-    plain = tensor.detach()
-    count = plain.numel()
-    sample: Any = ()
-    if count and plain.layout == torch.strided and plain.is_contiguous():
-        sample = tuple(plain.view(-1)[:: max(count // 8, 1)].tolist())
-    return (tensor._version if not tensor.is_inference() else 0, plain.data_ptr() if count else 0, sample)
+
+    __slots__ = ("_place", "_sample", "_seen", "_version", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        plain = tensor.detach()
+        self.tensor = tensor
+        self._sample = None
+        if plain.numel() and plain.layout == torch.strided and plain.is_contiguous() and not plain.is_complex():
+            bits = _BITS[plain.dtype.itemsize]  # compared as integers, for NaN is not equal to itself
+            self._sample = plain.view(-1)[:: max(plain.numel() // 8, 1)].view(bits)
+        self._place, self._version, self._seen = self._now()
+
+    def _now(self) -> tuple[int, int, Any]:
+        version = 0 if self.tensor.is_inference() else self.tensor._version
+        place = self.tensor.data_ptr() if self.tensor.layout == torch.strided else 0
+        return place, version, None if self._sample is None else self._sample.tolist()
+
+    def renewed(self) -> Seal:
+        """A seal on the same contents: after a run that wrote into them and put them back, the version has moved on."""
+        place, version, seen = self._now()
+        same = (place, seen) == (self._place, self._seen) and version != self._version
+        return Seal(self.tensor) if same else self
+
+    def broken(self) -> bool:
+        """Whether the tensor is no longer what it was."""
+        return self._now() != (self._place, self._version, self._seen)
 
 
 def _numpy_state() -> Any:

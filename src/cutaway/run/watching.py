@@ -1,7 +1,8 @@
 """What a recorder must see beside torch functions: module calls, and the calls that bypass function modes.
 
-`torch.autograd.Function.apply` and compiled TorchScript run without asking a function mode. Both are caught here while a
-recording lasts and logged as one op each; re-entrant checkpointing, which is such a Function, is run as its parts.
+`torch.autograd.Function.apply` and compiled TorchScript run without asking a function mode. Both are caught here
+while a recording lasts and logged as one op each; re-entrant checkpointing, which is such a Function, is run as its
+parts.
 """
 
 from __future__ import annotations
@@ -61,8 +62,13 @@ def edited(edits: Edits, log: Logger, name: str, out: Any, writes: Writes, input
         if any(tensor is target for _, target in writes):
             tensor.copy_(value)
         else:
-            out = swap(out, Tensor, lambda other, old=tensor, new=value: new if other is old else other)
+            out = _exchanged(out, tensor, value)
     return out
+
+
+def _exchanged(tree: Any, old: Tensor, new: Tensor) -> Any:
+    """A structure with one tensor in another's place."""
+    return swap(tree, Tensor, lambda tensor: new if tensor is old else tensor)
 
 
 def _through(edits: list[Callable[[Tensor], Tensor]], value: Tensor) -> Tensor:
@@ -122,8 +128,8 @@ class _Calls:
         made = list(tensors(out))
         if found and made:
             with torch._C.DisableTorchFunction():
-                old, value = made[0], _through(found, made[0])
-            out = swap(out, Tensor, lambda tensor: value if tensor is old else tensor)
+                value = _through(found, made[0])
+            out = _exchanged(out, made[0], value)
             made = list(tensors(out))
         call.outputs = tuple(log.value(tensor) for tensor in made)
         return out if found else None

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor]) -> Tensor:
-    """`run` for every row of its inputs in one batch by vmap; one row after the other where an op has no batching rule."""
+    """`run` for every row of its inputs, in one batch by vmap, or one by one where an op has no batching rule."""
     count = len(next(iter(given.values())))
     if count > 1:
         try:
