@@ -7,6 +7,7 @@ import torch
 from entry import first
 from torch import Tensor
 
+import cutaway as cw
 from cutaway.errors import SiteError
 from zoo import Case, case, error
 
@@ -133,3 +134,25 @@ def test_channels_and_neurons_of_a_convolutional_network() -> None:
     assert torch.equal(trace["L0.conv.c2"], seen["features.1"][:, 2])
     assert torch.equal(trace["L1.conv.channel[channel=0]"], seen["features.4"][:, 0])
     assert torch.equal(trace["L0.mlp.n7"], seen["classify.2"][:, 7])
+
+
+def test_a_layer_whose_second_half_is_unknown_has_no_end() -> None:
+    class Odd(torch.nn.Module):
+        """Attention, then a running product in place of an MLP, twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in (0, 4):
+                q, k, v, out = self.mix[block : block + 4]
+                heads = [part(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for part in (q, k, v)]
+                z = torch.nn.functional.scaled_dot_product_attention(*heads)
+                x = x + z.transpose(1, 2).flatten(2)
+                x = x + torch.cumprod(out(x), 1)
+            return x
+
+    trace = cw.open(Odd()).record(torch.randn(2, 5, 8))
+    assert "L0.resid_pre" in trace.lift().sites
+    assert "L0.resid_post" not in trace.lift().sites

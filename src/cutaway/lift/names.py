@@ -134,18 +134,25 @@ def _stream_sites(flow: Flow, found: list[Block], sites: dict[str, Found]) -> No
         layers.setdefault(layer, {})[part] = (before, after)
         if out is not None:
             sites[f"{layer}.{part}_out"] = _stream_place(flow, out)
+    starts = [parts["attn"][0] for parts in layers.values() if "attn" in parts]
+    ends = {*starts, *stream[-1:]}
     for layer, parts in layers.items():
-        for name, value in _layer(flow, parts).items():
+        for name, value in _layer(flow, parts, ends).items():
             sites[f"{layer}.{name}"] = _stream_place(flow, value)
 
 
-def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]]) -> dict[str, int]:
-    """The residual values around one layer's attention and MLP, each given as (value before, value after)."""
+def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]], ends: set[int | None]) -> dict[str, int]:
+    """The residual values around one layer's attention and MLP, each given as (value before, value after).
+
+    `ends` are where layers may end: at what an attention reads, and at the last value of the stream.
+    """
     names: dict[str, int | None] = {}
     start, middle = parts.get("attn", (None, None))
     second, end = parts.get("mlp", (None, None))
-    if "attn" not in parts or "mlp" not in parts:
-        names = {"resid_pre": start or second, "resid_post": middle or end}
+    if "attn" not in parts:
+        names = {"resid_pre": second, "resid_post": end}
+    elif "mlp" not in parts:  # something that is no MLP to us, experts say, may come before the layer ends
+        names = {"resid_pre": start, "resid_post": middle if middle in ends else None}
     elif second == start:  # both read the same: a parallel layer
         names = {"resid_pre": start, "resid_post": end}
     elif second is not None and middle in flow.back(second, lambda op: op.index in flow.norms or _is_norm(op)):

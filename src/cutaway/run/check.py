@@ -130,7 +130,12 @@ def _gradient(trace: Trace, path: str) -> float | None:
             out = main_output(output)
             return torch.autograd.grad((out * weight).sum(), delta, allow_unused=True)[0] if out.requires_grad else None
 
-        found.append(slope(trace.replay(apply(path, add)).output) if replayed else _plain(trace, path, add, slope))
+        try:
+            found.append(slope(trace.replay(apply(path, add)).output) if replayed else _plain(trace, path, add, slope))
+        except RuntimeError:
+            if replayed:
+                raise
+            return None  # the network itself cannot be differentiated, for it writes over what its gradient needs
     if found[0] is None or found[1] is None:
         return None if found[0] is found[1] else float("inf")
     return difference(found[0], found[1])
