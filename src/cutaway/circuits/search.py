@@ -90,16 +90,20 @@ class _Search:
         found = evaluate(self.graph, self.metric, masks)
         return (found.mean(1) - self.corrupted) / self.gap
 
+    def masks(self, choices: Sequence[Sequence[Unit]]) -> Tensor:
+        """[choices, readers, writers, positions]: the masks of sets of units, without dead ends."""
+        masks = torch.zeros(len(choices), *self.graph.shape(), dtype=torch.bool)
+        for mask, units in zip(masks, choices, strict=True):
+            places = torch.tensor(units, dtype=torch.long).T
+            if self.level == "node":
+                mask[:, places[0], places[1]] = True
+            else:
+                mask[places[0], places[1], places[2]] = True
+        return masks if self.level == "node" else trimmed(self.graph, masks)
+
     def mask(self, units: Sequence[Unit]) -> Tensor:
-        """The mask of a set of units, without dead ends."""
-        mask = torch.zeros(self.graph.shape(), dtype=torch.bool)
-        if self.level == "node":
-            for column, position in units:
-                mask[:, column, position] = True
-            return mask
-        for row, column, position in units:
-            mask[row, column, position] = True
-        return trimmed(self.graph, mask)
+        """The mask of one set of units."""
+        return self.masks([units])[0]
 
     def rank(self, scores: Scores, refine: int) -> list[Unit]:
         """All units, best first: exactly scored ones by exact effect, the rest by cheap score behind them."""
@@ -141,45 +145,62 @@ class _Search:
         for start in range(0, len(sizes), 6):
             self.progress("choosing a size", start, len(sizes))
             batch = sizes[start : start + 6]
-            found = self.faithfulness(torch.stack([self.mask(ranked[:count]) for count in batch])).tolist()
+            found = self.faithfulness(self.masks([ranked[:count] for count in batch])).tolist()
             curve += list(zip(batch, found, strict=True))
             good = next((count for count, value in zip(batch, found, strict=True) if abs(1 - value) <= slack), None)
             if good is not None:
                 before = max((count for count, _ in curve if count < good), default=0)
                 between = list(range(before + 1, good))[:: max(1, (good - before) // 8)]
                 if between:
-                    finer = self.faithfulness(torch.stack([self.mask(ranked[:count]) for count in between])).tolist()
+                    finer = self.faithfulness(self.masks([ranked[:count] for count in between])).tolist()
                     curve += list(zip(between, finer, strict=True))
                     good = next((c for c, value in zip(between, finer, strict=True) if abs(1 - value) <= slack), good)
                 return ranked[:good], sorted(curve)
         return ranked, sorted(curve)
 
-    def prune(self, units: list[Unit], slack: float, rounds: int = 8) -> list[Unit]:
-        """Drop what the circuit does not need: each round drops as many of the least needed units as stay faithful."""
-        mask = self.mask(units)
-        if self.level == "edge":
-            units = [unit for unit in units if mask[unit]]
-        for turn in range(rounds):
-            self.progress("minimality", turn, rounds)
-            if len(units) < 2:
+    def prune(self, units: list[Unit], slack: float) -> list[Unit]:
+        """Drop what the circuit does not need, in ever smaller groups, and single units last.
+
+        Each round measures what each group is needed for, then drops as many of the least needed groups together as
+        leave the circuit faithful. Rounds of single units go on until none can be dropped.
+        """
+        units = self._connected(units)
+        groups = 8
+        while len(units) > 1:
+            single = groups >= len(units)
+            self.progress("minimality", 0, len(units))
+            size = 1 if single else -(-len(units) // groups)
+            chunks = [units[start : start + size] for start in range(0, len(units), size)]
+            fewer = self._drop(units, chunks, slack)
+            if fewer is None and single:
                 break
-            base = float(self.faithfulness(self.mask(units)[None])[0])
-            masks = torch.stack([self.mask([other for other in units if other != unit]) for unit in units])
-            need = [abs(1 - float(value)) - abs(1 - base) for value in self.faithfulness(masks)]
-            order = sorted(range(len(units)), key=lambda place: need[place])
-            spare = [place for place in order if need[place] < slack]
-            counts = sorted({max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1}, reverse=True)
-            trials = [[unit for place, unit in enumerate(units) if place not in set(spare[:count])] for count in counts if count <= len(spare)]
-            trials = [trial for trial in trials if trial]
-            if not trials:
-                break
-            found = self.faithfulness(torch.stack([self.mask(trial) for trial in trials])).tolist()
-            kept = next((trial for trial, value in zip(trials, found, strict=True) if abs(1 - value) <= max(slack, abs(1 - base))), None)
-            if kept is None:
-                break
-            mask = self.mask(kept)
-            units = [unit for unit in kept if mask[unit]] if self.level == "edge" else kept
+            if fewer is not None:
+                units = self._connected(fewer)
+            if fewer is None or not single:
+                groups *= 2
         return units
+
+    def _connected(self, units: list[Unit]) -> list[Unit]:
+        mask = self.mask(units)
+        return [unit for unit in units if mask[unit]] if self.level == "edge" else units
+
+    def _drop(self, units: list[Unit], chunks: list[list[Unit]], slack: float) -> list[Unit] | None:
+        """The units without as many chunks as stay faithful, or None when no chunk can go."""
+        base = abs(1 - float(self.faithfulness(self.masks([units]))[0]))
+        without = [[unit for unit in units if unit not in set(chunk)] for chunk in chunks]
+        need = (1 - self.faithfulness(self.masks([rest or units for rest in without]))).abs() - base
+        spare = [place for place in need.argsort().tolist() if float(need[place]) < slack]
+        counts = sorted({max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1, 2})
+        trials = []
+        for count in reversed([count for count in counts if count <= len(spare)]):
+            gone = {unit for place in spare[:count] for unit in chunks[place]}
+            trials.append([unit for unit in units if unit not in gone])
+        trials = [trial for trial in trials if trial]
+        if not trials:
+            return None
+        found = (1 - self.faithfulness(self.masks(trials))).abs().tolist()
+        limit = max(slack, base)
+        return next((trial for trial, value in zip(trials, found, strict=True) if value <= limit), None)
 
 
 @torch.no_grad()
