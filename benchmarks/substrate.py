@@ -3,7 +3,8 @@
     python benchmarks/substrate.py [--threads 1 2] [--rounds 9] [--json]
 
 The model has GPT-2 small's shape, built from its config with random weights; the input is one prompt of 20 tokens. Each
-round times the plain forward and every job once, in turn; the figure is the median over rounds of job / plain (wall time).
+round times the plain forward and every job once, in turn; the figure is the median over rounds of job / plain (wall
+time).
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def import_seconds(rounds: int) -> tuple[float, bool]:
     empty = [sys.executable, "-c", "pass"]
     full = [sys.executable, "-c", "import cutaway, sys; sys.exit('torch' in sys.modules)"]
     loads = subprocess.run(full, check=False).returncode != 0
-    pairs = [(timed(lambda: subprocess.run(empty, check=True)), timed(lambda: subprocess.run(full, check=False))) for _ in range(rounds)]
+    pairs = [
+        (timed(lambda: subprocess.run(empty, check=True)), timed(lambda: subprocess.run(full, check=False)))
+        for _ in range(rounds)
+    ]
     return statistics.median(b - a for a, b in pairs), loads
 
 
@@ -72,7 +76,9 @@ def jobs(threads: int, rounds: int) -> list[dict[str, object]]:
             handle.remove()
 
     table: dict[str, tuple[Callable[[], object], int, float, dict[str, str]]] = {
-        "record, one site kept": (lambda: net.record(prompt, use_cache=False, keep=["transformer.h.3/add.1"]), 1, 1.15, {}),
+        "record, one site kept": (
+            lambda: net.record(prompt, use_cache=False, keep=["transformer.h.3/add.1"]), 1, 1.15, {},
+        ),
         "record, every site kept": (lambda: net.record(prompt, use_cache=False), 1, 1.5, {}),
         f"patch layer x position, per patch ({LAYERS * TOKENS} patches)": (
             lambda: patch_sweep(run, source, metric, sites), LAYERS * TOKENS, 1 / 3, {},
@@ -94,8 +100,9 @@ def jobs(threads: int, rounds: int) -> list[dict[str, object]]:
         spread = [round(min(ratios[name]), 3), round(max(ratios[name]), 3)]
         rows.append(
             {
-                "name": f"{name}, {threads} thread(s)", "ours": ours, "unit": "plain forwards", "better": "lower", "peers": peers,
-                "goal": round(goal, 3), "met": ours <= goal, "n": rounds, "spread": spread, "seed": 0,
+                "name": f"{name}, {threads} thread(s)", "ours": ours, "unit": "plain forwards",
+                "better": "lower", "peers": peers, "goal": round(goal, 3), "met": ours <= goal,
+                "n": rounds, "spread": spread, "seed": 0,
                 "command": f"python benchmarks/substrate.py --threads {threads} --rounds {rounds}",
             }
         )  # fmt: skip
@@ -113,8 +120,9 @@ def main() -> None:
     seconds, loads = import_seconds(arguments.rounds)
     rows: list[dict[str, object]] = [
         {
-            "name": "import cutaway" + (" (loads torch!)" if loads else ", no torch loaded"), "ours": round(seconds, 3), "unit": "s",
-            "better": "lower", "peers": {}, "goal": 0.3, "met": seconds <= 0.3 and not loads, "n": arguments.rounds, "seed": 0,
+            "name": "import cutaway" + (" (loads torch!)" if loads else ", no torch loaded"),
+            "ours": round(seconds, 3), "unit": "s", "better": "lower", "peers": {}, "goal": 0.3,
+            "met": seconds <= 0.3 and not loads, "n": arguments.rounds, "seed": 0,
             "command": "python benchmarks/substrate.py",
         }
     ]  # fmt: skip
@@ -125,7 +133,10 @@ def main() -> None:
         return
     for row in rows:
         peers = "".join(f"; {name}: {figure}" for name, figure in dict(row["peers"]).items())  # type: ignore[call-overload]
-        print(f"{row['name']:<62} {row['ours']:>7} {row['unit']} (goal {row['goal']}, {'met' if row['met'] else 'MISSED'}){peers}")
+        print(
+            f"{row['name']:<62} {row['ours']:>7} {row['unit']} "
+            f"(goal {row['goal']}, {'met' if row['met'] else 'MISSED'}){peers}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""EAP and EAP-IG: exact where the network is linear, complete as integrated gradients are, in order with brute force."""
+"""EAP and EAP-IG: exact where the network is linear, complete as integrated gradients, in order with brute force."""
 
 import pytest
 import torch

@@ -31,7 +31,11 @@ def test_the_known_mechanism_is_supported_on_fresh_pairs(name: str) -> None:
     assert claim.verdict == "supported", str(claim)
     assert claim.provenance["held_out"] and claim.provenance["fingerprint"] == clean.net.fingerprint
     assert claim.figure("truth AUROC").value >= 0.95
-    low, value, high = (claim.figure("faithfulness").low, claim.figure("faithfulness").value, claim.figure("faithfulness").high)
+    low, value, high = (
+        claim.figure("faithfulness").low,
+        claim.figure("faithfulness").value,
+        claim.figure("faithfulness").high,
+    )
     assert low <= value <= high
     json.dumps(claim.to_dict(), allow_nan=False)
 

@@ -64,7 +64,9 @@ def test_a_circuit_for_it_is_found_and_holds_on_other_prompts(
     assert mover["edge"] == "L4.attn.h2 -> logits"
 
 
-def test_the_strongest_head_is_causal_in_the_untouched_model(net: cw.Network, groups: list[list[tuple[str, str]]]) -> None:
+def test_the_strongest_head_is_causal_in_the_untouched_model(
+    net: cw.Network, groups: list[list[tuple[str, str]]]
+) -> None:
     """The circuit's strongest head, patched by a plain hook in transformers' own module, carries most of the effect."""
     girl, boy = runs(net, groups[0][:24])
     metric = cw.logit_difference(" her", " his")

@@ -1,13 +1,13 @@
 """Edge attribution patching with integrated gradients, on any lifted graph.
 
-The score of an edge u -> v estimates what the metric loses when v alone reads u's corrupted value: the difference of u's
-outputs times the gradient of the metric at v's input. Nanda 2023, "Attribution patching"; Syed, Rager, Conmy 2023 (EAP,
-arXiv:2310.10348); Hanna, Pezzelle, Belinkov 2024 (EAP-IG, arXiv:2403.17806), whose gradients are averaged over inputs
-interpolated between corrupted and clean.
+The score of an edge u -> v estimates what the metric loses when v alone reads u's corrupted value: the difference of
+u's outputs times the gradient of the metric at v's input. Nanda 2023, "Attribution patching"; Syed, Rager, Conmy 2023
+(EAP, arXiv:2310.10348); Hanna, Pezzelle, Belinkov 2024 (EAP-IG, arXiv:2403.17806), whose gradients are averaged over
+inputs interpolated between corrupted and clean.
 
 Every read, write and contribution of the run is cut into a value and a leaf, and gradients are carried over the cuts by
-hand from the output back. The gradient of a read is carried through its wiring once a slot, batched, so each contribution
-receives it from each reader separately: one forward and one backward pass give all edges.
+hand from the output back. The gradient of a read is carried through its wiring once a slot, batched, so each
+contribution receives it from each reader separately: one forward and one backward pass give all edges.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scores:
 
 
 def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
-    """Scores of all edges and nodes by `steps` forward and backward passes (steps=1: EAP, the gradient at the clean run).
+    """Scores of all edges and nodes by `steps` forward and backward passes (1: EAP, the gradient at the clean run).
 
     Raises MetricError when the metric's gradient is zero everywhere.
     """
@@ -50,7 +50,8 @@ def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
         _Pass(graph, 1.0 if steps == 1 else (step + 1) / steps, pushed).run(metric, edges, nodes)
     if not edges.any():
         raise MetricError(
-            f"The metric '{metric.name}' does not depend on anything that differs between the runs; choose another metric."
+            f"The metric '{metric.name}' does not depend on anything that differs between the runs; "
+            "choose another metric."
         )
     scale = 1.0 / (steps * graph.batch)
     edges = edges * scale * graph.valid[:, :, None]
@@ -147,7 +148,7 @@ class _Pass:
         return total
 
     def _carry(self, port: Port, arrived: Tensor, gradient: Tensor, edges: Tensor) -> None:
-        """Carry a read's gradient to the contributions, slot by slot in one batch, and score the edges into the read."""
+        """Carry a read's gradient to the contributions, all slots in one batch, and score the edges into the read."""
         stack = _by_slot(port, gradient)
         keys = [(stem.feed, stem.value) for stem in port.stems]
         if arrived.is_leaf:  # the read is a contribution itself
@@ -159,7 +160,9 @@ class _Pass:
                 continue
             self.got[key] = self.got[key] + found.sum(0) if key in self.got else found.sum(0)
             rows = self._rows(stem, key, found)
-            edges.index_put_((port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach(), accumulate=True)
+            edges.index_put_(
+                (port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach(), accumulate=True
+            )
 
     def _rows(self, stem: Stem, key: tuple[int, int], found: Tensor) -> Tensor:
         """[reader slots, writer slots, positions]: scores from the gradients [reader slots, …] at a contribution."""
@@ -183,7 +186,9 @@ class _Pass:
             assert steps is not None
             change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
             slots = graph.writes[stem.feed].slots
-            parts = torch.stack([change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count)])
+            parts = torch.stack(
+                [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count)]
+            )
             with torch.no_grad():
                 made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
                 self.pushed[key] = made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]

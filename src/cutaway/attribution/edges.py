@@ -1,9 +1,9 @@
 """The edge graph of a behaviour: writers, readers, and the wiring between them, over a clean and a corrupted run.
 
 A writer is a slot of a block's write (a head, a channel, a state unit, an MLP, an embedding); a reader is a slot of a
-block's read. There is an edge from a writer to a reader when wiring (linear paths and the reader's norms) leads from one
-to the other without passing a third block. Steps of one recurrent cell share names, so an edge between units of a cell
-stands for that edge at every step.
+block's read. There is an edge from a writer to a reader when wiring (linear paths and the reader's norms) leads from
+one to the other without passing a third block. Steps of one recurrent cell share names, so an edge between units of a
+cell stands for that edge at every step.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from .wiring import Stem, Wiring
 
 @dataclass(frozen=True, eq=False)
 class Port:
-    """One read of a block: `rows` are its slots' readers, `feeds` the writes that wiring brings to it, by way of `stems`
-    that `merge` brings together."""
+    """One read of a block: `rows` are its slots' readers, `feeds` the writes that wiring brings to it.
+
+    They come by way of `stems`, which `merge` brings together.
+    """
 
     value: int
     slots: Slots
@@ -59,7 +61,10 @@ class EdgeGraph:
         self.wiring = Wiring(self.lifted.flow)
         other: Lifted = corrupted.lift()
         if [op.name for op in self.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
-            raise InputError("The corrupted run took another path through the network than the clean one; compare inputs on which it does the same operations.")
+            raise InputError(
+                "The corrupted run took another path through the network than the clean one; "
+                "compare inputs on which it does the same operations."
+            )
         blocks = [_neurons(block, self.lifted) for block in self.lifted.blocks] if neurons else self.lifted.blocks
         blocks = [*self.lifted.sources, *blocks, self.lifted.output]
         self.writes = {block.write: block for block in blocks if block.write >= 0}
@@ -109,7 +114,10 @@ class EdgeGraph:
                     table[port.rows[:, None], self.columns[value][None, :]] = True
         table &= moving[None, :]
         if not table.any():
-            raise InputError("Nothing inside the network differs between the clean and the corrupted inputs; change what the behaviour depends on.")
+            raise InputError(
+                "Nothing inside the network differs between the clean and the corrupted inputs; "
+                "change what the behaviour depends on."
+            )
         return table
 
     def _leads(self) -> Tensor:
@@ -127,9 +135,13 @@ class EdgeGraph:
         return table
 
     def _count_positions(self) -> int:
-        counts = {self.clean[value].shape[axis] for value in self.writes if (axis := self.position_axis(value)) is not None}
+        counts = {
+            self.clean[value].shape[axis] for value in self.writes if (axis := self.position_axis(value)) is not None
+        }
         if len(counts) != 1:
-            raise InputError("This network's values have no common position axis; find the circuit with positions=False.")
+            raise InputError(
+                "This network's values have no common position axis; find the circuit with positions=False."
+            )
         return counts.pop()
 
     def position_axis(self, value: int) -> int | None:
@@ -210,7 +222,9 @@ def _neurons(block: Block, lifted: Lifted) -> Block:
         return block
     shape = lifted.flow.shape(block.write)
     slots = Slots(len(shape) - 1, shape[-1])
-    reads = tuple(replace(read, slots=slots) if lifted.flow.shape(read.value) == shape else read for read in block.reads)
+    reads = tuple(
+        replace(read, slots=slots) if lifted.flow.shape(read.value) == shape else read for read in block.reads
+    )
     return replace(block, reads=reads, slots=slots, mark="n")
 
 
@@ -224,7 +238,8 @@ def _same_shape(clean: Trace, corrupted: Trace) -> None:
     theirs = [tuple(tensor.shape) for tensor in tensors((corrupted.args, corrupted.kwargs))]
     if ours != theirs:
         raise InputError(
-            f"The clean inputs have shape {ours[0] if ours else ()} and the corrupted ones {theirs[0] if theirs else ()}; "
+            f"The clean inputs have shape {ours[0] if ours else ()} "
+            f"and the corrupted ones {theirs[0] if theirs else ()}; "
             "a pair must have the same number of tokens and examples."
         )
     if clean.net is not corrupted.net:
@@ -234,4 +249,7 @@ def _same_shape(clean: Trace, corrupted: Trace) -> None:
 def _check_finite(trace: Trace, values: dict[int, Tensor]) -> None:
     for value, tensor in values.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"'{trace.lift().tape.graph.site(value)}' holds NaN or infinity on these inputs; scores would be meaningless.")
+            raise InputError(
+                f"'{trace.lift().tape.graph.site(value)}' holds NaN or infinity on these inputs; "
+                "scores would be meaningless."
+            )

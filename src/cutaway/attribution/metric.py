@@ -58,7 +58,9 @@ def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metr
     def read(rows: Tensor, net: Network) -> Tensor:
         right, other = _ids(correct, rows, net), _ids(wrong, rows, net)
         if bool((right == other).all()):
-            raise MetricError("The correct and the wrong answer are the same for every example; choose two that differ.")
+            raise MetricError(
+                "The correct and the wrong answer are the same for every example; choose two that differ."
+            )
         return rows.gather(1, right[:, None])[:, 0] - rows.gather(1, other[:, None])[:, 0]
 
     facts = {"kind": "logit_difference", "correct": _say(correct), "wrong": _say(wrong), "position": position}

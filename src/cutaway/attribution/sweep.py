@@ -28,8 +28,11 @@ BUDGET = 8_000_000
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """`effect[i, j]`: the metric, mean over examples, when site i at index j has the source's value, rescaled so that the
-    run itself is 0 and the source run is 1 (1: this place carries all of it). `metric` is the unscaled [.., batch]."""
+    """`effect[i, j]` is the metric, mean over examples, when site i at index j has the source's value.
+
+    It is rescaled so that the run itself is 0 and the source run is 1 (1: this place carries all of it). `metric` is
+    the unscaled [.., batch].
+    """
 
     sites: tuple[str, ...]
     axis: str
@@ -47,8 +50,8 @@ def patch_sweep(
 ) -> Sweep:
     """Patch each site at each index of `axis` from `source` into `run`, one at a time.
 
-    Raises SiteError for a site without that axis, InputError for runs of different shapes, MetricError when the metric is
-    the same in both runs.
+    Raises SiteError for a site without that axis, InputError for runs of different shapes, MetricError when the metric
+    is the same in both runs.
     """
     lifted = run.lift()
     tape, other = lifted.tape, source.lift().tape

@@ -1,4 +1,4 @@
-"""A circuit: edges (or nodes) of an edge graph, with the scores that put them there and the measure of what they carry."""
+"""A circuit: edges (or nodes) of an edge graph, the scores that put them there and the measure of what they carry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..attribution.metric import Metric
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """What `find_circuit` returns. `mask` says which edges are in; `curve` holds (edges, faithfulness) of the sizes tried.
+    """What `find_circuit` returns.
+
+    `mask` says which edges are in; `curve` holds (edges, faithfulness) of the sizes tried.
 
     `exact` are exact effects of single edges (what the metric loses when that edge alone is corrupted), where measured.
     """
@@ -69,7 +71,11 @@ class Circuit:
             "edges": self.table(),
             "faithfulness": self.faithfulness,
             "curve": [list(point) for point in self.curve],
-            "universe": {"edges": int(self.graph.valid.sum()) * self.graph.positions, "writers": len(self.graph.writers), "readers": len(self.graph.readers)},
+            "universe": {
+                "edges": int(self.graph.valid.sum()) * self.graph.positions,
+                "writers": len(self.graph.writers),
+                "readers": len(self.graph.readers),
+            },
             "settings": self.settings,
         }
 
@@ -78,16 +84,21 @@ class Circuit:
 
     def __str__(self) -> str:
         total = int(self.graph.valid.sum()) * self.graph.positions
-        lines = [f"Circuit of {len(self)} of {total} edges, {len(self.nodes)} nodes; faithfulness {self.faithfulness:.3f} (1 is best)"]
+        lines = [
+            f"Circuit of {len(self)} of {total} edges, {len(self.nodes)} nodes; "
+            f"faithfulness {self.faithfulness:.3f} (1 is best)"
+        ]
         for row in self.table():
             place = f" @{row['position']}" if row["position"] is not None else ""
             exact = f"{row['exact']:+.3f}" if row["exact"] is not None else "      "
-            lines.append(f"  {row['edge'] + place:<44} exact {exact}   {self.scores.method.split(',')[0]} {row['score']:+.3f}")
+            lines.append(
+                f"  {row['edge'] + place:<44} exact {exact}   {self.scores.method.split(',')[0]} {row['score']:+.3f}"
+            )
         return "\n".join(lines)
 
 
 def trimmed(graph: EdgeGraph, mask: Tensor) -> Tensor:
-    """The mask without edges that lie on no path from a source to the output. mask: [..., readers, writers, positions]."""
+    """The mask [..., readers, writers, positions] without edges that lie on no path from a source to the output."""
     flat = mask.reshape(-1, *graph.shape())
     any_place = flat.any(3)
     sources = torch.zeros(len(graph.writers), dtype=torch.bool)

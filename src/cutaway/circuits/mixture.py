@@ -1,11 +1,11 @@
-"""Exact evaluation of circuits: the network run so that each reader sees its own mixture of clean and corrupted writers.
+"""Exact evaluation of circuits: the network run so that each reader sees its own mix of clean and corrupted writers.
 
 For every read slot, writers whose edge is in the circuit arrive as they are in the run being computed, all others as in
 the corrupted run (path patching; Goldowsky-Dill et al. 2023, arXiv:2304.05969; as in EAP-IG and AutoCircuit).
 
-Many circuits are evaluated at once, as worlds. Worlds and slots that see the same mixture are computed once: a sweep that
-takes out one edge at a time shares everything above that edge, and the heads of a layer share their wiring. What is left
-runs in one batch by vmap.
+Many circuits are evaluated at once, as worlds. Worlds and slots that see the same mixture are computed once: a sweep
+that takes out one edge at a time shares everything above that edge, and the heads of a layer share their wiring. What
+is left runs in one batch by vmap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finding the circuit behind a behaviour: cheap scores for all edges, exact scores where it matters, then a minimality pass."""
+"""Finding the circuit behind a behaviour: cheap scores for all edges, exact ones where it matters, then minimality."""
 
 from __future__ import annotations
 
@@ -190,7 +190,9 @@ class _Search:
         without = [[unit for unit in units if unit not in set(chunk)] for chunk in chunks]
         need = (1 - self.faithfulness(self.masks([rest or units for rest in without]))).abs() - base
         spare = [place for place in need.argsort().tolist() if float(need[place]) < slack]
-        counts = sorted({max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1, 2})
+        counts = sorted(
+            {max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1, 2}
+        )
         trials = []
         for count in reversed([count for count in counts if count <= len(spare)]):
             gone = {unit for place in spare[:count] for unit in chunks[place]}
@@ -213,12 +215,15 @@ def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> Non
     """Raise MetricError when the metric is not finite, or not clearly different between clean and corrupted."""
     change = clean - corrupted
     if not torch.isfinite(change).all():
-        raise MetricError(f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output.")
+        raise MetricError(
+            f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output."
+        )
     mean = float(change.mean())
     scale = float(torch.cat([clean, corrupted]).abs().mean()) + 1e-12
     error = float(change.std()) / len(change) ** 0.5 if len(change) > 1 else 0.0
     if abs(mean) < 1e-5 * scale or abs(mean) < 1.64 * error:
         raise MetricError(
-            f"The metric '{metric.name}' does not distinguish clean from corrupted inputs: {float(clean.mean()):.4g} against "
-            f"{float(corrupted.mean()):.4g} over {len(change)} examples (standard error {error:.2g}); choose another metric or other inputs."
+            f"The metric '{metric.name}' does not distinguish clean from corrupted inputs: "
+            f"{float(clean.mean()):.4g} against {float(corrupted.mean()):.4g} over {len(change)} examples "
+            f"(standard error {error:.2g}); choose another metric or other inputs."
         )

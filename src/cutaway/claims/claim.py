@@ -29,7 +29,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Claim:
-    """What `verify` returns. `details` hold distributions behind the evidence; `provenance` what it takes to repeat it."""
+    """What `verify` returns: `details` hold what is behind the evidence, `provenance` what it takes to repeat it."""
 
     statement: str
     verdict: str

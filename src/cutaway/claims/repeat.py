@@ -54,7 +54,9 @@ def metric_from(facts: Mapping[str, Any]) -> Metric:
         return logit_difference(facts["correct"], facts["wrong"], facts["position"])
     if facts.get("kind") == "logit":
         return logit(facts["answer"], facts["position"])
-    raise MetricError(f"The metric '{facts.get('name')}' is made of code, which a project does not store; verify in Python instead.")
+    raise MetricError(
+        f"The metric '{facts.get('name')}' is made of code, which a project does not store; verify in Python instead."
+    )
 
 
 def _inputs(arrays: Mapping[str, np.ndarray], side: str) -> list[Tensor]:

@@ -28,7 +28,7 @@ def ratio_interval(
 
 
 def rank_p(observed: float, null: Sequence[float]) -> float:
-    """P(a null draw is at least as good as observed), with the +1 correction (Phipson and Smyth 2010); higher is better."""
+    """P(a null draw is at least as good as observed), +1 corrected (Phipson and Smyth 2010); higher is better."""
     return (1 + sum(value >= observed for value in null)) / (1 + len(null))
 
 

@@ -1,4 +1,4 @@
-"""Testing a circuit causally: does it carry the behaviour, does the rest not, is every edge needed, does chance do as well?"""
+"""Testing a circuit causally: does it carry the behaviour, the rest not, is each edge needed, is chance as good?"""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def verify(
     Faithfulness: the share of the behaviour that the circuit alone keeps, everything else corrupted. Completeness: the
     share that is lost when the circuit alone is corrupted. Minimality: the share of edges whose removal changes
     faithfulness by more than 0.01. Null: `random` connected circuits of the same size. Intervals: 95 %, bootstrap over
-    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported. `unseen` are
-    those of them that replacing clean by corrupted values is known not to show; they count neither way.
+    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported. `unseen`
+    are those of them that replacing clean by corrupted values is known not to show; they count neither way.
 
     Raises InputError when the held-out pairs do not fit the circuit, MetricError when they show no behaviour.
     """
@@ -70,21 +70,31 @@ def verify(
     evidence = _evidence(faithfulness, completeness, minimality, null, p, len(good), random, len(needs))
     details: dict[str, Any] = {
         "null": null, "needs": needs, "per_example": _numpy((kept - bad) / (good - bad).mean()).tolist(),
-        "clean": float(good.mean()), "corrupted": float(bad.mean()), "circuit": float(kept.mean()), "complement": float(lost.mean()),
+        "clean": float(good.mean()), "corrupted": float(bad.mean()),
+        "circuit": float(kept.mean()), "complement": float(lost.mean()),
     }  # fmt: skip
     if truth is not None:
         details["truth"] = compare_with_truth(circuit, truth, unseen)
-        evidence.append(Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"]))
+        evidence.append(
+            Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"])
+        )
     reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
     statement = (
-        f"In {graph.net.name}, {len(circuit)} of {int(graph.valid.sum()) * graph.positions} edges over {len(circuit.nodes)} nodes "
-        f"carry the {metric.name}."
+        f"In {graph.net.name}, {len(circuit)} of {int(graph.valid.sum()) * graph.positions} edges "
+        f"over {len(circuit.nodes)} nodes carry the {metric.name}."
     )
     inputs = {f"clean.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.clean_trace.args))}
     inputs |= {f"corrupted.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.corrupted_trace.args))}
     inputs["mask"] = circuit.mask.numpy().astype(np.uint8)
     return Claim(
-        statement, verdict, reasons, tuple(evidence), circuit.to_dict(), details, _provenance(graph, metric, held_out, seed, len(good)), inputs
+        statement,
+        verdict,
+        reasons,
+        tuple(evidence),
+        circuit.to_dict(),
+        details,
+        _provenance(graph, metric, held_out, seed, len(good)),
+        inputs,
     )
 
 
@@ -102,8 +112,8 @@ def compare_with_truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[
     return {
         "auroc": auroc(list(table.values()), [name in known for name in table]),
         "how": (
-            f"{len(testable)} known edges among {len(table)} testable ones; {len(hidden)} more known ones carry the same "
-            "in both runs, so this contrast cannot show them"
+            f"{len(testable)} known edges among {len(table)} testable ones; {len(hidden)} more known ones "
+            "carry the same in both runs, so this contrast cannot show them"
         ),
         "found": [name for name in testable if name in inside],
         "missed": [name for name in testable if name not in inside],
@@ -123,10 +133,17 @@ def _graph(circuit: Circuit, clean: Trace | None, corrupted: Trace | None) -> Ed
     if clean is None or corrupted is None:
         return circuit.graph
     settings = circuit.settings
-    graph = EdgeGraph(clean, corrupted, positions=settings.get("positions", False), neurons=settings.get("neurons", False))
-    if graph.writers != circuit.graph.writers or graph.readers != circuit.graph.readers or graph.shape() != circuit.graph.shape():
+    graph = EdgeGraph(
+        clean, corrupted, positions=settings.get("positions", False), neurons=settings.get("neurons", False)
+    )
+    if (
+        graph.writers != circuit.graph.writers
+        or graph.readers != circuit.graph.readers
+        or graph.shape() != circuit.graph.shape()
+    ):
         raise InputError(
-            "The held-out runs have other nodes than the circuit; use the same network and inputs of the same shape but for the batch."
+            "The held-out runs have other nodes than the circuit; "
+            "use the same network and inputs of the same shape but for the batch."
         )
     return graph
 
@@ -174,12 +191,19 @@ def _evidence(
     return [
         Evidence("faithfulness", *faithfulness, "closer to 1", f"everything outside the circuit corrupted; {boot}"),
         Evidence("completeness", *completeness, "higher", f"the circuit alone corrupted; {boot}"),
-        Evidence("minimality", minimality, None, None, "higher", f"share of {units} parts whose removal moves faithfulness by more than 0.01"),
         Evidence(
-            "null faithfulness", float(np.mean(null)), float(np.quantile(null, 0.025)), float(np.quantile(null, 0.975)), "lower",
+            "minimality", minimality, None, None, "higher",
+            f"share of {units} parts whose removal moves faithfulness by more than 0.01",
+        ),
+        Evidence(
+            "null faithfulness", float(np.mean(null)),
+            float(np.quantile(null, 0.025)), float(np.quantile(null, 0.975)), "lower",
             f"mean and central 95 % of {random} random connected circuits of the same size",
         ),
-        Evidence("null p", p, None, None, "lower", f"share of {random} random circuits at least as close to faithfulness 1, +1 corrected"),
+        Evidence(
+            "null p", p, None, None, "lower",
+            f"share of {random} random circuits at least as close to faithfulness 1, +1 corrected",
+        ),
     ]  # fmt: skip
 
 
@@ -189,13 +213,21 @@ def _verdict(
     value, low, high = faithfulness
     within = low is not None and high is not None and low >= 1 - 2 * FAITHFUL and high <= 1 + 2 * FAITHFUL
     faithful = abs(1 - value) <= FAITHFUL and within
-    spread = f" [{low:.0%}, {high:.0%}]" if low is not None and high is not None else " (one example: no interval, give more)"
+    spread = (
+        f" [{low:.0%}, {high:.0%}]"
+        if low is not None and high is not None
+        else " (one example: no interval, give more)"
+    )
     beats = p <= SIGNIFICANT
     complete = completeness[0] >= COMPLETE
     minimal = minimality >= NEEDED
     reasons = (
         Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour{spread}"),
-        Reason("beats chance", beats, f"random circuits of its size keep {abs(round(float(np.mean(null)), 3)):.0%} on average; p = {p:.3f}"),
+        Reason(
+            "beats chance",
+            beats,
+            f"random circuits of its size keep {abs(round(float(np.mean(null)), 3)):.0%} on average; p = {p:.3f}",
+        ),
         Reason("complete", complete, f"corrupting it removes {completeness[0]:.0%} of the behaviour"),
         Reason("minimal", minimal, f"{minimality:.0%} of its parts are needed"),
     )

@@ -30,7 +30,7 @@ HIDDEN_WRITES: dict[str, tuple[tuple[tuple[int, str], ...], tuple[int, str]]] = 
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
     """What is known of a torch function before it is called."""
 
@@ -42,6 +42,11 @@ class Kind:
     parts: Callable[..., Any] | None
     hidden: bool = False
     foreign: bool = False
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether a call can only compute: no write, no draw, no guard."""
+        return not (self.writes or self.inplace >= 0 or self.random or self.guard or self.parts or self.hidden)
 
 
 _KINDS: dict[Any, Kind] = {}

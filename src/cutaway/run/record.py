@@ -6,8 +6,10 @@ network as its author wrote it; what bypasses them is caught by `watching`.
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +39,11 @@ class _Mode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused or threading.get_ident() != self.thread:
             return func(*args, **kwargs)
+        if kind.plain and not self.edits and "out" not in kwargs:
+            out = func(*args, **kwargs)
+            if isinstance(out, Tensor) or (type(out) is not torch.Size and next(tensors(out), None) is not None):
+                self.log.log(kind, func, args, kwargs, self.log.pack(args, kwargs), out, [])
+            return out
         if kind.parts is not None:
             with self:
                 return kind.parts(*args, **kwargs)
@@ -116,7 +123,7 @@ def record_tape(
         for place, tensor in enumerate(tensors((args, kwargs))):
             graph.inputs.append(log.leaf(tensor, "input", str(place)))
         try:
-            with untouched(model), torch.enable_grad(), watching(mode, model), mode:
+            with _uncollected(), untouched(model), torch.enable_grad(), watching(mode, model), mode:
                 out = model(*args, **kwargs)
             out = log.settled(out)
         except CutawayError:
@@ -138,6 +145,18 @@ def record_tape(
         if graph.values[value].kind == "buffer":
             log.tape.seals[value] = Seal(tensor)
     return log.tape, out
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Put off garbage collection: a tape's many small objects would set off full collections again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _named(model: nn.Module) -> dict[int, tuple[str, str]]:

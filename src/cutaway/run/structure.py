@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+ATOMS = frozenset({int, float, str, bool, type(None)})
+
 
 class Ref:
     """Stands where a tensor stood: the id of its value."""
@@ -23,10 +25,10 @@ class Ref:
 
 def swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """`tree` with `change` applied to every `kind` in its lists, tuples, dicts, slices and dataclasses."""
+    if type(tree) in ATOMS:
+        return tree
     if isinstance(tree, kind):
         return change(tree)
-    if isinstance(tree, (int, float, str, bool, type(None))):
-        return tree
     if isinstance(tree, tuple):
         items = [swap(item, kind, change) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)

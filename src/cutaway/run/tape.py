@@ -27,7 +27,7 @@ from torch import Tensor
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
 from .memory import overlap, scattered, spans, storage_of, viewed
-from .structure import Ref, swap, tensors
+from .structure import ATOMS, Ref, swap, tensors
 from .untouched import Seal
 
 Writes = list[tuple[int | str, Tensor]]
@@ -301,7 +301,9 @@ class Logger:
             return Ref(value)
 
         for position, item in enumerate(args):
-            if isinstance(item, Tensor):
+            if type(item) in ATOMS:
+                packed.append(item)
+            elif isinstance(item, Tensor):
                 value = self.value(item)
                 inputs.append(value)
                 packed.append(Ref(value))
