@@ -33,11 +33,11 @@ test: lint
 	CUTAWAY_SHAPES=$(SHAPES) $(BIN)/python -m pytest -m slow
 
 lint: setup
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/cutaway benchmark all
+	$(BIN)/python benchmarks/substrate.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -128,8 +128,9 @@ class EdgeGraph:
                 continue
             columns = self.columns[part.block.write]
             for port in part.ports:
-                if len(port.rows) == len(columns):
-                    table[port.rows, columns] = True
+                shared, rest = divmod(len(columns), len(port.rows))
+                if rest == 0:  # a slot each, or a group of slots each (grouped queries)
+                    table[port.rows.repeat_interleave(shared), columns] = True
                 else:
                     table[port.rows[:, None], columns[None, :]] = True
         return table
