@@ -54,16 +54,25 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
-def open(what: Any, *, tokenizer: Any = None, name: str | None = None, trust_remote_code: bool = False) -> Any:
+def open(
+    what: Any,
+    *,
+    tokenizer: Any = None,
+    processor: Any = None,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """Open a network: a bundled organism's name, a torch module, a local Hugging Face folder, or a hub id.
 
     `tokenizer` (for modules): a list of words, a transformers tokenizer, or an object with encode, decode and token.
+    `processor`: a function from what you give to `record` (images, say) to a tensor or a mapping of keyword arguments.
     Returns a `Network`. Raises ModelError or FormatError when it cannot be opened.
     """
     from .lift import lift
     from .run.opening import open_network
 
-    return open_network(what, lifter=lift, tokenizer=tokenizer, name=name, trust_remote_code=trust_remote_code)
+    options = {"tokenizer": tokenizer, "processor": processor, "name": name, "trust_remote_code": trust_remote_code}
+    return open_network(what, lifter=lift, **options)
 
 
 def check(what: Any, *inputs: Any, **kwargs: Any) -> Any:

@@ -113,7 +113,7 @@ def compare_with_truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[
         "auroc": auroc(list(table.values()), [name in known for name in table]),
         "how": (
             f"{len(testable)} known edges among {len(table)} testable ones; {len(hidden)} more known ones "
-            "carry the same in both runs, so this contrast cannot show them"
+            "do not show when clean values are replaced by corrupted ones"
         ),
         "found": [name for name in testable if name in inside],
         "missed": [name for name in testable if name not in inside],

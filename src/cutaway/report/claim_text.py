@@ -168,6 +168,6 @@ def truth(facts: Data) -> RenderableType:
             name, Text(str(len(listed)), style=style if listed else "bold"), Text(more(listed, 4), style="dim")
         )
     if facts["untestable"]:
-        note = f"the writer is the same in both runs: {more(facts['untestable'], 2)}"
+        note = f"these pairs cannot show: {more(facts['untestable'], 2)}"
         table.add_row("not testable", Text(str(len(facts["untestable"])), style="bold"), Text(note, style="dim"))
     return indented

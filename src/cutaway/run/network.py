@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ class Network:
         name: str,
         source: str,
         tokenizer: Tokenizer | None = None,
+        processor: Callable[..., Any] | None = None,
         defaults: dict[str, Any] | None = None,
         lifter: Callable[[Trace], Any],
     ) -> None:
@@ -50,6 +51,7 @@ class Network:
         self.name = name
         self.source = source
         self.tokenizer = tokenizer
+        self.processor = processor
         self.defaults = defaults or {}
         self.lifter = lifter
         self._seals = [
@@ -123,6 +125,9 @@ class Network:
         return ids[0]
 
     def _inputs(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.processor is not None and inputs and not any(isinstance(item, Tensor) for item in inputs):
+            made = self.processor(*inputs)
+            inputs, kwargs = ((), {**made, **kwargs}) if isinstance(made, Mapping) else ((made,), kwargs)
         args = tuple(self._input(item) for item in inputs)
         found = list(tensors((args, kwargs)))
         if not found and not inputs:

@@ -64,10 +64,13 @@ def open_network(
     *,
     lifter: Callable[[Trace], Any],
     tokenizer: Any = None,
+    processor: Callable[..., Any] | None = None,
     name: str | None = None,
     trust_remote_code: bool = False,
 ) -> Network:
     """Open `what`: an organism's name, a module, a folder with config.json and safetensors, or a hub id.
+
+    `processor` turns what is given to `record` into a tensor, or into a mapping of keyword arguments.
 
     Raises ModelError when it cannot be opened, FormatError when a file is not what it says.
     """
@@ -75,7 +78,8 @@ def open_network(
         return what
     if isinstance(what, nn.Module):
         label = name or type(what).__name__
-        return Network(what, name=label, source="module", tokenizer=_tokenizer(tokenizer), lifter=lifter)
+        words = _tokenizer(tokenizer)
+        return Network(what, name=label, source="module", tokenizer=words, processor=processor, lifter=lifter)
     if not isinstance(what, (str, os.PathLike)):
         raise ModelError(
             f"Cannot open a {type(what).__name__}; give a module, a folder, a hub id or an organism's name."
@@ -85,7 +89,9 @@ def open_network(
         organism = organisms.load(text)
         words = Vocabulary(organism.vocabulary) if organism.vocabulary else None
         return Network(organism.module, name=text, source=f"organism:{text}", tokenizer=words, lifter=lifter)
-    return _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
+    net = _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
+    net.processor = processor
+    return net
 
 
 def _tokenizer(tokenizer: Any) -> Tokenizer | None:
