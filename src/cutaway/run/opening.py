@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ class _Transformers:
         return list(self.tokenizer(text)["input_ids"])
 
     def token(self, text: str) -> list[int]:
-        """The ids of a text as it would continue another one; some tokenizers put a space before a text's start."""
+        """The ids of a text as it would continue another one.
+
+        Some tokenizers put a space before whatever they are given, so a text that begins with one gets two.
+        """
         alone, before, after = (
             list(self.tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text, "a", f"a{text}")
         )
-        continued = after[len(before) :] if after[: len(before)] == before else alone
-        return min(continued, alone, key=len)
+        continues = text[:1].isspace() and after[: len(before)] == before and len(after) > len(before)
+        return min(after[len(before) :], alone, key=len) if continues else alone
 
     def decode(self, ids: Sequence[int]) -> str:
         if len(ids) != 1:
@@ -118,10 +122,11 @@ def _hugging_face(
     except ImportError:
         raise ModelError("Opening a Hugging Face model needs `pip install 'cutaway[hf]'`.") from None
     try:
-        module = _load(transformers, where, local, trust)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+        with _quiet(transformers):
+            module = _load(transformers, where, local, trust)
+    except Exception as error:  # transformers and safetensors raise whatever a bad file leads them into
         known = ", ".join(organisms.names())
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = _first_line(error)
         hint = "" if local else f" It is neither a folder here nor an organism ({known}); as a hub id it failed:"
         raise ModelError(f"Cannot open '{where}'.{hint} {first}") from error
     if tokenizer is None:
@@ -146,9 +151,14 @@ def _load(transformers: Any, where: str, local: bool, trust: bool) -> nn.Module:
     options |= {"use_safetensors": True, "dtype": "float32"}
     options = options if trust else {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
-        module = cls.from_pretrained(where, attn_implementation="sdpa", **options)
+        module, found = cls.from_pretrained(where, attn_implementation="sdpa", output_loading_info=True, **options)
     except (ValueError, ImportError):
-        module = cls.from_pretrained(where, attn_implementation="eager", **options)
+        module, found = cls.from_pretrained(where, attn_implementation="eager", output_loading_info=True, **options)
+    if absent := sorted(found["missing_keys"]) or sorted(str(key) for key in found["mismatched_keys"]):
+        raise ValueError(
+            f"{len(absent)} tensors of {type(module).__name__} are missing from its weights or have another shape, "
+            f"the first being {absent[0]}; they would be random."
+        )
     return module.eval()
 
 
@@ -161,5 +171,25 @@ def _load_tokenizer(transformers: Any, where: str, local: bool, trust: bool) -> 
         return _Transformers(
             transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust, local_files_only=local)
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"The tokenizer of '{where}' cannot be loaded: {error}") from error
+    except Exception as error:
+        raise ModelError(f"The tokenizer of '{where}' cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without transformers' progress bars and warnings: what matters in them becomes an error here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
