@@ -43,6 +43,8 @@ class Site:
         """Read a site from text; raises SiteError when it is not well formed."""
         if isinstance(text, Site):
             return text
+        if not isinstance(text, str):
+            raise SiteError(f"A site is text such as 'L3.attn.z[head=6]', and got a {type(text).__name__}.")
         match = _SITE.match(text.strip())
         if match is None:
             raise SiteError(f"'{text}' is not a site; write a name and indices, as in 'L3.attn.z[head=6, pos=-1]'.")

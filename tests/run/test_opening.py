@@ -1,4 +1,4 @@
-"""Opening networks: the same code path for folders and hub ids, no code from them, one sentence when it cannot be done."""
+"""Opening networks: one code path for folders and hub ids, no code from them, one sentence when it fails."""
 
 import json
 from pathlib import Path

@@ -88,7 +88,7 @@ class _Pass:
             received = self._received(block.write) if block.write >= 0 else None
             if received is not None:
                 product = (graph.clean[block.write] - graph.corrupted[block.write]) * received
-                nodes.index_add_(0, graph.columns[block.write], _sums(graph, block.write, product).detach())
+                nodes.index_add_(0, graph.columns[block.write], _sums(graph, block.write, product).detach().to(nodes))
             for port, gradient in zip(cut.part.ports, self._gradients(cut, received, metric), strict=True):
                 if gradient is not None and port.stems:
                     self._carry(port, cut.arrived[port.value], gradient, edges)
@@ -127,7 +127,13 @@ class _Pass:
         block = cut.part.block
         if block.kind == "output":
             logits = cut.entered[block.reads[0].value]
-            return list(torch.autograd.grad(metric(logits, self.graph.net).sum(), [logits], allow_unused=True))
+            total = metric(logits, self.graph.net).sum()
+            if not total.requires_grad:
+                raise MetricError(
+                    f"The metric '{metric.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
+                    "write it with differentiable torch functions."
+                )
+            return list(torch.autograd.grad(total, [logits], allow_unused=True))
         if received is None:
             return [None] * len(cut.part.ports)
         if cut.made is None:
@@ -161,7 +167,7 @@ class _Pass:
             self.got[key] = self.got[key] + found.sum(0) if key in self.got else found.sum(0)
             rows = self._rows(stem, key, found)
             edges.index_put_(
-                (port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach(), accumulate=True
+                (port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach().to(edges), accumulate=True
             )
 
     def _rows(self, stem: Stem, key: tuple[int, int], found: Tensor) -> Tensor:
@@ -187,7 +193,7 @@ class _Pass:
             change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
             slots = graph.writes[stem.feed].slots
             parts = torch.stack(
-                [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count)]
+                [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count).to(change)]
             )
             with torch.no_grad():
                 made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
@@ -211,7 +217,7 @@ def _by_slot(port: Port, gradient: Tensor) -> Tensor:
     if port.slots.count == 1:
         return gradient[None]
     eye = torch.eye(port.slots.count)
-    return torch.stack([gradient * slot_mask(row[:, None], gradient, port.slots, None) for row in eye])
+    return torch.stack([gradient * slot_mask(row[:, None], gradient, port.slots, None) for row in eye.to(gradient)])
 
 
 def _batched_gradient(output: Tensor, inputs: list[Tensor], stack: Tensor) -> list[Tensor | None]:

@@ -53,6 +53,13 @@ class EdgeGraph:
     """
 
     def __init__(self, clean: Trace, corrupted: Trace, *, positions: bool = False, neurons: bool = False) -> None:
+        if odd := [side for side in (clean, corrupted) if not isinstance(side, Trace)]:
+            given = type(odd[0]).__name__
+            raise InputError(f"Two recorded runs are needed and one is a {given}; use net.record(inputs).")
+        if clean.interventions or corrupted.interventions:
+            raise InputError(
+                "A circuit is found between two recordings, and a run with interventions is none; record it anew."
+            )
         _same_shape(clean, corrupted)
         self.clean_trace, self.corrupted_trace = clean, corrupted
         self.net = clean.net
@@ -101,18 +108,22 @@ class EdgeGraph:
         return Part(block, tuple(ports), inside)
 
     def _valid(self) -> Tensor:
-        """[readers, writers]: which edges exist and have a writer that differs between the runs."""
-        moving = torch.zeros(len(self.writers), dtype=torch.bool)
+        """[readers, writers]: which edges exist and have a writer that differs between the runs.
+
+        `moving` [writers, positions] says where each writer differs.
+        """
+        moving = torch.zeros(len(self.writers), self.positions, dtype=torch.bool)
         for value, block in self.writes.items():
             change = (self.clean[value] != self.corrupted[value]).float()
-            found = per_slot(change, block.slots, self.positions, self.position_axis(value)).flatten(1).sum(1) > 0
-            moving[self.columns[value]] |= found
+            found = per_slot(change, block.slots, self.positions, self.position_axis(value)).sum(1) > 0
+            moving[self.columns[value]] |= torch.nn.functional.pad(found, (0, self.positions - found.shape[1]))
+        self.moving = moving
         table = torch.zeros(len(self.readers), len(self.writers), dtype=torch.bool)
         for part in self.parts:
             for port in part.ports:
                 for value in port.feeds:
                     table[port.rows[:, None], self.columns[value][None, :]] = True
-        table &= moving[None, :]
+        table &= moving.any(1)[None, :]
         if not table.any():
             raise InputError(
                 "Nothing inside the network differs between the clean and the corrupted inputs; "

@@ -39,7 +39,14 @@ class Metric:
         """The metric from the output at its position: [batch, classes] or [batch, 1, classes]."""
         if self.position is not None and output.ndim == 3:
             output = output[:, 0]
-        found = self.read(output, net)
+        try:
+            found = self.read(output, net)
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MetricError(f"The metric '{self.name}' fails on this output: {reason}") from error
+        if not isinstance(found, Tensor):
+            made = type(found).__name__
+            raise MetricError(f"The metric '{self.name}' gave a {made}; return a tensor, one number an example.")
         if found.ndim != 1 or found.shape[0] != output.shape[0]:
             raise MetricError(
                 f"The metric '{self.name}' gave shape {tuple(found.shape)} for {output.shape[0]} examples; "
@@ -74,6 +81,16 @@ def logit(answer: Answer, position: int = -1) -> Metric:
         return rows.gather(1, _ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
 
     return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position}, position)
+
+
+def as_metric(what: Any) -> Metric:
+    """A metric as it is; a function as a custom one. Raises MetricError for anything else."""
+    if isinstance(what, Metric):
+        return what
+    if callable(what):
+        return custom(what, getattr(what, "__name__", "custom metric"))
+    given = type(what).__name__
+    raise MetricError(f"A {given} is no metric; give cutaway.logit_difference(…) or a function of the output.")
 
 
 def custom(function: Callable[[Tensor], Tensor], name: str = "custom metric") -> Metric:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attribution.eap import Scores, eap_ig
 from ..attribution.edges import EdgeGraph
-from ..attribution.metric import Metric
+from ..attribution.metric import Metric, as_metric
 from ..errors import InputError, MetricError
 from ..run.trace import Trace
 from .circuit import Circuit, trimmed
@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 def find_circuit(
     clean: Trace,
     corrupted: Trace,
-    metric: Metric,
+    metric: Metric | Callable[[Tensor], Tensor],
     *,
     level: str = "edge",
     faithfulness: float = 0.9,
@@ -44,6 +44,9 @@ def find_circuit(
     """
     if level not in ("edge", "node"):
         raise InputError(f"There is no level '{level}'; choose 'edge' or 'node'.")
+    if not 0 < faithfulness <= 1 or steps < 1 or refine < 1:
+        raise InputError("A search needs 0 < faithfulness <= 1, and steps and refine of at least 1.")
+    metric = as_metric(metric)
     graph = EdgeGraph(clean, corrupted, positions=positions, neurons=neurons)
     search = _Search(graph, metric, level, progress or (lambda stage, done, of: None))
     search.measure_gap()
@@ -225,5 +228,5 @@ def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> Non
         raise MetricError(
             f"The metric '{metric.name}' does not distinguish clean from corrupted inputs: "
             f"{float(clean.mean()):.4g} against {float(corrupted.mean()):.4g} over {len(change)} examples "
-            f"(standard error {error:.2g}); choose another metric or other inputs."
+            f"(standard error {error:.2g}); choose another metric or other inputs, or give more pairs."
         )

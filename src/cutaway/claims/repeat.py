@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..attribution.eap import Scores
 from ..attribution.edges import EdgeGraph
@@ -15,6 +14,7 @@ from ..attribution.metric import Metric, logit, logit_difference
 from ..circuits.circuit import Circuit
 from ..errors import InputError, MetricError
 from ..run.network import Network
+from ..run.trace import Trace
 
 
 def rebuild(net: Network, claim: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Circuit:
@@ -30,7 +30,7 @@ def rebuild(net: Network, claim: Mapping[str, Any], arrays: Mapping[str, np.ndar
             "open the network that the claim is about."
         )
     settings = dict(claim["circuit"]["settings"])
-    clean, corrupted = (net.record(*_inputs(arrays, side)) for side in ("clean", "corrupted"))
+    clean, corrupted = (_recorded(net, arrays, side) for side in ("clean", "corrupted"))
     graph = EdgeGraph(clean, corrupted, positions=settings["positions"], neurons=settings["neurons"])
     mask = torch.from_numpy(np.array(arrays["mask"])).bool()
     if tuple(mask.shape) != graph.shape():
@@ -59,6 +59,10 @@ def metric_from(facts: Mapping[str, Any]) -> Metric:
     )
 
 
-def _inputs(arrays: Mapping[str, np.ndarray], side: str) -> list[Tensor]:
-    names = sorted((name for name in arrays if name.startswith(f"{side}.")), key=lambda name: int(name.split(".")[1]))
-    return [torch.from_numpy(np.array(arrays[name])) for name in names]
+def _recorded(net: Network, arrays: Mapping[str, np.ndarray], side: str) -> Trace:
+    """The run on the stored inputs of one side: numbered ones by position, the others by keyword."""
+    given = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{side}.")}
+    held = {name: torch.from_numpy(np.array(array)) for name, array in given.items()}
+    positional = [held[name] for name in sorted((name for name in held if name.isdigit()), key=int)]
+    named: dict[str, Any] = {name: tensor for name, tensor in held.items() if not name.isdigit()}
+    return net.record(*positional, **named)

@@ -29,7 +29,7 @@ def ratio_interval(
 
 def rank_p(observed: float, null: Sequence[float]) -> float:
     """P(a null draw is at least as good as observed), +1 corrected (Phipson and Smyth 2010); higher is better."""
-    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+    return (1 + sum(value >= observed - 1e-6 for value in null)) / (1 + len(null))
 
 
 def auroc(scores: Sequence[float], truth: Sequence[bool]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attribution.edges import EdgeGraph
-from ..attribution.metric import Metric
+from ..attribution.metric import Metric, as_metric
 from ..circuits.circuit import Circuit
 from ..circuits.mixture import evaluate
 from ..circuits.search import Progress, behaviour, check_distinguishes
@@ -47,10 +47,14 @@ def verify(
 
     Raises InputError when the held-out pairs do not fit the circuit, MetricError when they show no behaviour.
     """
+    if (clean is None) != (corrupted is None):
+        raise InputError("Held-out pairs need both runs, clean and corrupted; give both or neither.")
+    if random < 1:
+        raise InputError("A verdict needs a control; give random=1 or more.")
     report = progress or (lambda stage, done, of: None)
     held_out = clean is not None and corrupted is not None
     graph = _graph(circuit, clean, corrupted)
-    metric = metric or circuit.metric
+    metric = as_metric(metric or circuit.metric)
     good, bad = behaviour(graph, metric)
     check_distinguishes(metric, good, bad)
     report("faithfulness", 0, 4)
@@ -61,8 +65,10 @@ def verify(
     faithfulness = ratio_interval(_numpy(kept - bad), gap, seed=seed)
     completeness = ratio_interval(_numpy(good - lost), gap, seed=seed)
     report("null", 1, 4)
-    drawn = evaluate(graph, metric, random_circuits(graph, size, random, seed, circuit.level))
-    null = ((drawn.mean(1) - bad.mean()) / (good - bad).mean()).tolist()
+    others = random_circuits(graph, size, random, seed, circuit.level, mask)
+    # Without another circuit of this size the circuit is its own control, and no better than it.
+    drawn = _numpy(evaluate(graph, metric, others)) if len(others) else _numpy(kept)[None]
+    null = ((drawn - _numpy(bad)).mean(1) / gap.mean()).tolist()
     p = rank_p(-abs(1 - faithfulness[0]), [-abs(1 - value) for value in null])
     report("minimality", 2, 4)
     needs = _needs(graph, metric, circuit, mask, float(bad.mean()), float((good - bad).mean()), faithfulness[0])
@@ -79,15 +85,10 @@ def verify(
             Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"])
         )
     reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
-    statement = (
-        f"In {graph.net.name}, {len(circuit)} of {int(graph.valid.sum()) * graph.positions} edges "
-        f"over {len(circuit.nodes)} nodes carry the {metric.name}."
-    )
-    inputs = {f"clean.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.clean_trace.args))}
-    inputs |= {f"corrupted.{place}": tensor.numpy() for place, tensor in enumerate(tensors(graph.corrupted_trace.args))}
+    inputs = _inputs("clean", graph.clean_trace) | _inputs("corrupted", graph.corrupted_trace)
     inputs["mask"] = circuit.mask.numpy().astype(np.uint8)
     return Claim(
-        statement,
+        _statement(graph, circuit, metric),
         verdict,
         reasons,
         tuple(evidence),
@@ -96,6 +97,26 @@ def verify(
         _provenance(graph, metric, held_out, seed, len(good)),
         inputs,
     )
+
+
+def _statement(graph: EdgeGraph, circuit: Circuit, metric: Metric) -> str:
+    if circuit.level == "node":
+        total = int((graph.moving & graph.valid.any(0)[:, None]).sum())
+        return f"In {graph.net.name}, {_node_count(circuit)} of {total} nodes carry the {metric.name}."
+    total = int(graph.valid.sum()) * graph.positions
+    nodes = len(circuit.nodes)
+    return f"In {graph.net.name}, {len(circuit)} of {total} edges over {nodes} nodes carry the {metric.name}."
+
+
+def _inputs(side: str, trace: Trace) -> dict[str, np.ndarray]:
+    """What a run was made on: positional tensors by number, keyword tensors by name."""
+    given = dict(enumerate(tensors(trace.args))) | {k: v for k, v in trace.kwargs.items() if isinstance(v, Tensor)}
+    return {f"{side}.{name}": _storable(tensor) for name, tensor in given.items()}
+
+
+def _storable(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def compare_with_truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[str] = ()) -> dict[str, Any]:

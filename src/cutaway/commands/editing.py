@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,9 +73,12 @@ def _edit(edit: str, place: str, other: Trace | None, seed: int) -> Intervention
     kind, equals, factor = edit.partition("=")
     if kind == "scale":
         try:
-            return make.scale(place, float(factor))
+            number = float(factor)
         except ValueError:
-            raise InputError(f"'{edit}' has no factor; write scale=0.5, for example.") from None
+            number = math.nan
+        if not abs(number) < 1e30:
+            raise InputError(f"'{edit}' has no factor; write a finite number, as in scale=0.5.")
+        return make.scale(place, number)
     if equals or kind not in EDITS:
         raise InputError(f"There is no edit '{edit}'{near(kind, EDITS)}")
     if kind == "patch":

@@ -136,11 +136,11 @@ class Graph:
         """The ops that read an output of `op`."""
         return [self.ops[user] for user in dict.fromkeys(u for value in op.outputs for u in self.users[value])]
 
-    def cone(self, seeds: set[int]) -> set[int]:
-        """Every value that depends on one of `seeds`, the seeds included."""
+    def cone(self, seeds: set[int], blind: frozenset[str] = frozenset()) -> set[int]:
+        """Every value that depends on one of `seeds`, the seeds included; ops named in `blind` pass nothing on."""
         reached = set(seeds)
         for op in self.ops:
-            if any(value in reached for value in op.inputs):
+            if op.name not in blind and any(value in reached for value in op.inputs):
                 reached.update(op.outputs)
         return reached
 

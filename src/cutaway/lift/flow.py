@@ -34,14 +34,14 @@ class Flow:
         """
         graph = self.graph
         floating = {value.id for value in graph.values if value.dtype.startswith(("float", "bfloat", "complex"))}
-        reached = graph.cone(self.inputs)
+        reached = graph.cone(self.inputs, ops.SHAPE_ONLY)
         seeds = self.inputs & floating
         for op in graph.ops:
             moving = [value for value in op.inputs if value in reached]
             looked_up = any(graph.values[value].kind == "param" for value in op.inputs)
             if moving and looked_up and not any(value in floating for value in moving):
                 seeds.update(value for value in op.outputs if value in floating)
-        strict = graph.cone(seeds) & floating
+        strict = graph.cone(seeds, ops.SHAPE_ONLY) & floating
         return strict if any(value in strict for value in graph.outputs) else reached & floating
 
     def _useful(self) -> set[int]:

@@ -102,7 +102,7 @@ def lift(trace: Trace) -> Lifted:
     tape = trace.tape_with(recurrent)
     first = next(tensors((trace.args, trace.kwargs)), None)
     flow = Flow(tape, first.shape[0] if first is not None and first.ndim else 1)
-    output = next((value for value in tape.graph.outputs if value in flow.activations), None)
+    output = _main(trace, flow)
     if output is None:
         raise SiteError("No floating point output of this run depends on its inputs, so there is nothing to lift.")
     found = blocks(flow)
@@ -111,6 +111,16 @@ def lift(trace: Trace) -> Lifted:
     lifted = Lifted(tape, flow, sources, _constants(flow), found, ending, _unembed(flow, output))
     lifted.sites = standard_sites(flow, sources + lifted.constants, found, output)
     return lifted
+
+
+def _main(trace: Trace, flow: Flow) -> int | None:
+    """The output that `trace.logits` is, else the first that depends on the inputs."""
+    values, given = flow.graph.outputs, list(tensors(trace.output))
+    if len(given) == len(values):
+        main = next((value for value, tensor in zip(values, given, strict=True) if tensor is trace.logits), None)
+        if main in flow.activations:
+            return main
+    return next((value for value in values if value in flow.activations), None)
 
 
 def _whole(flow: Flow, value: int) -> Slots:

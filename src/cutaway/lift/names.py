@@ -14,6 +14,7 @@ from .ops import active, sort_name
 
 _ALIASES: tuple[tuple[str, str], ...] = (
     (r"(?:blocks\.(\d+)\.)attn\.hook_(q|k|v|z|pattern)", r"L\1.attn.\2"),
+    (r"(?:blocks\.(\d+)\.)attn\.hook_rot_(q|k)", r"L\1.attn.\2"),
     (r"(?:blocks\.(\d+)\.)attn\.hook_attn_scores", r"L\1.attn.scores"),
     (r"(?:blocks\.(\d+)\.)hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)", r"L\1.\2"),
     (r"(?:blocks\.(\d+)\.)mlp\.hook_pre", r"L\1.mlp.pre"),
@@ -29,8 +30,9 @@ _ALIASES: tuple[tuple[str, str], ...] = (
 
 def resolve(name: str, sites: dict[str, Found], graph: Graph) -> Found:
     """The place of a standard name or an alias of one. Raises SiteError with near names."""
-    if name in sites:
-        return sites[name]
+    for whole in (name, f"{name}.out", f"{name}.z"):  # a block by its name is its write
+        if whole in sites:
+            return sites[whole]
     for pattern, into in _ALIASES:
         if re.fullmatch(pattern, name):
             standard = re.sub(pattern, into, name)

@@ -45,6 +45,11 @@ NORMS = frozenset(
 )
 SOFTMAX = frozenset("softmax safe_softmax log_softmax".split())
 RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+# Ops that look at the shape of what they are given, never at its numbers.
+SHAPE_ONLY = frozenset(
+    """new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like
+    randint_like""".split()
+)
 SDPA = "scaled_dot_product_attention"
 
 

@@ -129,7 +129,7 @@ def entry_to_undo(connection: sqlite3.Connection, entry: int) -> sqlite3.Row:
             if by is not None:
                 raise ProjectError(f"Entry {entry} is already undone by entry {by}; undo {by} to bring it back.")
             return row
-    raise ProjectError(f"The history has no entry {entry}; `cutaway history` lists them.")
+    raise ProjectError(f"The history has no entry {entry}; `cutaway show` lists the latest.")
 
 
 def replayed(connection: sqlite3.Connection) -> dict[str, dict[str, str]]:

@@ -114,15 +114,22 @@ def _fitted(part: Tensor, what: Intervention, dropped: tuple[int, ...]) -> Tenso
         ) from None
 
 
+def _mean(part: Tensor, source: Tensor | None, what: Intervention) -> Tensor:
+    """A tensor argument is the mean itself, measured elsewhere."""
+    if isinstance(what.arg, Tensor):
+        return what.arg.expand_as(part)
+    return (part if source is None else source).mean(0, keepdim=True).expand_as(part)
+
+
 EDITS: dict[str, Callable[[Tensor, Tensor | None, Intervention], Tensor]] = {
     "zero": lambda part, source, what: torch.zeros_like(part),
-    "mean": lambda part, source, what: (part if source is None else source).mean(0, keepdim=True).expand_as(part),
+    "mean": lambda part, source, what: _mean(part, source, what),
     "resample": _resample,
     "patch": lambda part, source, what: (what.arg if source is None else source).expand_as(part),
     "add": lambda part, source, what: part + what.settings["factor"] * what.arg,
     "scale": lambda part, source, what: part * what.arg,
     "project_out": _project_out,
-    "apply": lambda part, source, what: what.arg(part),
+    "apply": lambda part, source, what: what.arg(part.clone()),  # the recording must survive a function that writes
 }
 
 
@@ -180,18 +187,33 @@ def editor(what: Intervention, where: tuple[Index, ...], source: Tensor | None) 
     dropped = tuple(axis for axis, index in enumerate(where) if isinstance(index, int))
 
     def made(part: Tensor, other: Tensor | None) -> Tensor:
-        if what.kind not in ("patch", "add", "scale") or not isinstance(what.arg, Tensor):
+        if what.kind not in ("patch", "add", "scale", "mean") or not isinstance(what.arg, Tensor):
             return edit(part, other, what)
         return edit(part, other, replace(what, arg=_fitted(part, what, dropped)))
+
+    def in_basis(part: Tensor, other: Tensor | None) -> Tensor:
+        if what.basis is None:
+            return made(part, other)
+        inside = None if other is None else what.basis.encode(other)
+        return edit_in(what.basis, part, lambda coordinates: made(coordinates, inside))
 
     def change(value: Tensor) -> Tensor:
         part = take(value, where, keep=True)
         other = None if source is None else take(source, where, keep=True)
-        if what.basis is None:
-            new = made(part, other)
-        else:
-            inside = None if other is None else what.basis.encode(other)
-            new = edit_in(what.basis, part, lambda coordinates: made(coordinates, inside))
+        try:
+            new = in_basis(part, other)
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"The edit '{what.kind}' at '{what.site}' cannot be made: {reason}") from error
+        if not isinstance(new, Tensor):
+            raise InputError(f"The edit at '{what.site}' gave a {type(new).__name__}; return a tensor.")
+        if new.dtype != part.dtype:
+            if new.is_floating_point() != part.is_floating_point():
+                raise InputError(
+                    f"'{what.site}' holds {str(part.dtype)[6:]} and the edit gave {str(new.dtype)[6:]}; "
+                    "edit ids as ids, or edit the embedding."
+                )
+            new = new.to(part.dtype)
         if new.shape != part.shape:
             try:
                 new = new.expand(part.shape)

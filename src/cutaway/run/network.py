@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DivergenceError, InputError, SiteError
-from ..site import Site, unknown
+from ..site import Site
 from .interventions import Intervention
+from .keep import Kept
 from .record import Edits, record_tape
-from .structure import tensors
+from .structure import swap, tensors
 from .trace import Trace
 from .untouched import Seal
 
@@ -135,8 +135,10 @@ class Network:
         for tensor in found:
             if tensor.ndim and tensor.shape[0] == 0:
                 raise InputError("The batch is empty; give at least one example.")
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise InputError("An input holds NaN or infinity; clean the data first.")
+            if tensor.is_floating_point() and torch.isnan(tensor).any():
+                raise InputError("An input holds NaN; clean the data first.")
+        # Copies, so that a buffer that is used again does not change what was recorded.
+        args, kwargs = swap((args, kwargs), Tensor, torch.clone)
         return args, {**self.defaults, **kwargs}
 
     def _input(self, item: Any) -> Any:
@@ -166,14 +168,14 @@ class Network:
         kept = self._keep(keep, args, kwargs)
         found = self._record(args, kwargs, kept)
         if not isinstance(kept, bool):
-            kept.check(found)
+            kept.check(found.graph)
         return found
 
     def _record(
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        keep: Callable[[str], bool] | bool,
+        keep: Kept | bool,
         edits: Edits | None = None,
     ) -> Trace:
         self.check_weights()
@@ -183,7 +185,7 @@ class Network:
             self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
         return Trace(self, tape, args, kwargs, output)
 
-    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kept | bool:
+    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | bool:
         if keep in ("all", "none"):
             return keep == "all"
         names = [keep] if isinstance(keep, str) else list(keep)
@@ -193,7 +195,7 @@ class Network:
             for name in lifted:
                 value, _ = reference.graph.find(reference.locate(Site(Site.parse(name).name)).address.split("//")[0])
                 raw.append(reference.graph.site(value))
-        return _Kept(raw)
+        return Kept(raw)
 
     def run_live(self, plain: Trace, interventions: Sequence[Intervention]) -> Trace:
         """The network run again with the edits made on the way (no replay)."""
@@ -213,26 +215,6 @@ class Network:
         found.interventions = tuple(interventions)
         found.live = True
         return found
-
-
-class _Kept:
-    """A keep-policy: raw sites and shell patterns."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.exact = {name for name in names if not set(name) & set("*?")}
-        self.patterns = [name for name in names if name not in self.exact]
-
-    def __call__(self, address: str) -> bool:
-        return address in self.exact or any(fnmatchcase(address, pattern) for pattern in self.patterns)
-
-    def check(self, trace: Trace) -> None:
-        """Raises SiteError for a name or pattern that matches no site of the run."""
-        known = list(trace.graph.addresses)
-        for name in self.exact:
-            trace.graph.find(name)
-        for pattern in self.patterns:
-            if not any(fnmatchcase(address, pattern) for address in known):
-                raise unknown(pattern, known)
 
 
 def accepts(module: nn.Module, name: str) -> bool:

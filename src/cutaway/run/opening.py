@@ -98,12 +98,36 @@ def open_network(
     return net
 
 
+class _Plain:
+    """A tokenizer with encode and decode alone, such as one of the tokenizers library."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        found = self.tokenizer.encode(text)
+        return list(getattr(found, "ids", found))
+
+    token = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
 def _tokenizer(tokenizer: Any) -> Tokenizer | None:
+    """Any of the tokenizers that `open` takes, as ours. Raises ModelError for what is none."""
     if tokenizer is None or all(hasattr(tokenizer, method) for method in ("token", "encode", "decode")):
         return tokenizer
     if isinstance(tokenizer, (list, tuple)):
         return Vocabulary(tokenizer)
-    return _Transformers(tokenizer)
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        return _Transformers(tokenizer)
+    if all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
+        return _Plain(tokenizer)
+    raise ModelError(
+        f"A {type(tokenizer).__name__} is no tokenizer; give a list of words, a transformers tokenizer, or an object "
+        "with encode(text) and decode(ids). What prepares images or other inputs is given as processor=."
+    )
 
 
 def _hugging_face(

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CutawayError, ModelError
 from .calls import HIDDEN_WRITES, Kind, kind_of
+from .keep import Kept
 from .structure import swap, tensors
 from .tape import Logger, Tape, Writes
 from .untouched import Seal, untouched
@@ -107,7 +108,7 @@ def record_tape(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    keep: Callable[[str], bool] | bool = True,
+    keep: Kept | bool = True,
     edits: Edits | None = None,
 ) -> tuple[Tape, Any]:
     """Run `model(*args, **kwargs)` once and return its tape and its output.
@@ -135,8 +136,9 @@ def record_tape(
                 else graph.modules[log.stack[-1]].name
             )
             where = inner or type(model).__name__
+            first = (str(error).strip() or "no message").splitlines()[0]
             raise ModelError(
-                f"The forward pass of {type(model).__name__} failed in '{where}': {type(error).__name__}: {error}"
+                f"The forward pass of {type(model).__name__} failed in '{where}': {type(error).__name__}: {first}"
             ) from error
         finally:
             log.undo_writes()

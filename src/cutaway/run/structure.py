@@ -23,6 +23,11 @@ class Ref:
         return f"%{self.id}"
 
 
+def atomic(items: Any) -> bool:
+    """Whether a sequence holds numbers, words and None alone."""
+    return not isinstance(items, slice) and all(type(item) in ATOMS for item in items)
+
+
 def swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     """`tree` with `change` applied to every `kind` in its lists, tuples, dicts, slices and dataclasses."""
     if type(tree) in ATOMS:

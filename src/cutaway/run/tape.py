@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
+from .keep import Kept
 from .memory import overlap, scattered, spans, storage_of, viewed
-from .structure import ATOMS, Ref, swap, tensors
+from .structure import ATOMS, Ref, atomic, swap, tensors
 from .untouched import Seal
 
 Writes = list[tuple[int | str, Tensor]]
@@ -68,7 +69,7 @@ class Tape:
 class Logger:
     """Writes a tape, one op at a time."""
 
-    def __init__(self, keep: Callable[[str], bool] | bool) -> None:
+    def __init__(self, keep: Kept | bool) -> None:
         self.tape = Tape(Graph(modules=[ModuleCall("", 0, "", -1, 0)]), [], {}, {})
         self.keep = keep
         self.named: dict[int, tuple[str, str]] = {}
@@ -151,11 +152,14 @@ class Logger:
         value = len(self.tape.graph.values)
         shape = tuple(tensor.shape)
         self.tape.graph.values.append(Value(value, "op", "", op, port, shape, self._dtype(tensor.dtype)))
-        keep = self.keep if isinstance(self.keep, bool) else self.keep(address) or self.keep(f"{address}:{port}")
-        if keep:
+        if self.keep is True or (address and self.keep and self._wanted(self.keep, address, port)):
             self.tape.kept[value] = tensor
         self._know(tensor, value, weakref.ref(tensor))
         return value
+
+    @staticmethod
+    def _wanted(keep: Kept, address: str, port: int) -> bool:
+        return keep(address) or keep(f"{address}:{port}")
 
     def _dtype(self, dtype: torch.dtype) -> str:
         name = self._dtypes.get(dtype)
@@ -243,7 +247,8 @@ class Logger:
         call = graph.modules[self.stack[-1]]
         ordinal = call.counts.get(kind.name, 0)
         call.counts[kind.name] = ordinal + 1
-        address = "" if isinstance(self.keep, bool) else f"{call.name}/{kind.name}.{ordinal}"
+        asked = not isinstance(self.keep, bool) and self.keep.concerns(kind.name)
+        address = f"{call.name}/{kind.name}.{ordinal}" if asked else ""
         packed_args, packed_kwargs, inputs, slots = packed
         if kind.name in ("numpy", "array"):
             self.tape.problems.append(
@@ -292,35 +297,41 @@ class Logger:
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[int], list[tuple[int, int]] | None]:
         """Arguments with references for tensors, the values referred to, and the plain slots if that is all."""
         inputs: list[int] = []
-        slots: list[tuple[int, int]] | None = []
-        packed: list[Any] = []
+        slots: list[tuple[int, int]] = []
+        packed = list(args)
+        plain = True
+        ids = self._ids
+        for position, item in enumerate(args):
+            if type(item) in ATOMS:
+                continue
+            if isinstance(item, Tensor):
+                found = ids.get(id(item))
+                value = found[1] if found is not None and found[0]() is item else self.value(item)
+                inputs.append(value)
+                packed[position] = Ref(value)
+                slots.append((position, value))
+            elif isinstance(item, dict) or (isinstance(item, (list, tuple, slice)) and not atomic(item)):
+                before = len(inputs)
+                packed[position] = self._packed(item, inputs)
+                plain = plain and len(inputs) == before
+        packed_kwargs = kwargs
+        if kwargs and not atomic(kwargs.values()):
+            before = len(inputs)
+            packed_kwargs = self._packed(kwargs, inputs)
+            plain = plain and len(inputs) == before
+        if not plain:
+            return tuple(packed), packed_kwargs, inputs, None
+        return tuple(packed), packed_kwargs, inputs, slots
+
+    def _packed(self, tree: Any, inputs: list[int]) -> Any:
+        """A nested argument with references for its tensors, whose values are added to `inputs`."""
 
         def take(tensor: Tensor) -> Ref:
             value = self.value(tensor)
             inputs.append(value)
             return Ref(value)
 
-        for position, item in enumerate(args):
-            if type(item) in ATOMS:
-                packed.append(item)
-            elif isinstance(item, Tensor):
-                value = self.value(item)
-                inputs.append(value)
-                packed.append(Ref(value))
-                if slots is not None:
-                    slots.append((position, value))
-            elif isinstance(item, (list, tuple, dict, slice)):
-                before = len(inputs)
-                packed.append(swap(item, Tensor, take))
-                if len(inputs) > before:
-                    slots = None
-            else:
-                packed.append(item)
-        before = len(inputs)
-        packed_kwargs = swap(kwargs, Tensor, take) if kwargs else kwargs
-        if len(inputs) > before:
-            slots = None
-        return tuple(packed), packed_kwargs, inputs, slots
+        return swap(tree, Tensor, take)
 
     def _sync_aliases(self, written: Tensor) -> None:
         """After a write: new values for the other live tensors that lie on the memory it changed."""

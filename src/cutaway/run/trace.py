@@ -7,7 +7,7 @@ that op. Nothing is opened or made again before somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def logits(self) -> Tensor:
-        """The run's main output: the first floating point tensor that the network returned."""
+        """The run's main output: what the network returned as `logits`, else its first floating point tensor."""
         return main_output(self.output)
 
     def listing(self, prefix: str = "", roll: bool = True) -> Listing:
@@ -117,7 +117,8 @@ class Trace:
         found = self.locate(site)
         whole = found.unfolded(self._whole(found))
         axes = found.axes or tuple(str(axis) for axis in range(whole.ndim))
-        return take(whole, indices(site, axes, tuple(whole.shape)))
+        # A copy: writing into what was read must not change the recording.
+        return take(whole, indices(site, axes, tuple(whole.shape))).clone()
 
     __getitem__ = value
 
@@ -157,20 +158,27 @@ class Trace:
         axes = [str(axis) for axis in range(len(shape))]
         if shape and lengths and shape[0] == lengths[0]:
             axes[0] = "batch"
-            if len(shape) > 1 and shape[1:2] == lengths[1:] and _is_sequence(first):
+            if len(shape) in (2, 3) and shape[1:2] == lengths[1:] and _is_sequence(first):
                 axes[1] = "pos"
         return tuple(axes)
 
     # ---- changing
 
-    def replay(self, *interventions: Intervention, until: Sequence[str | Site] | None = None) -> Trace:
+    def replay(
+        self, *interventions: Intervention, until: str | Site | Sequence[str | Site] | None = None
+    ) -> Trace:
         """The run with interventions, by making again only what they can reach. Gradients flow through it.
 
         `until`: sites to compute instead of the output; the result's output is then the tuple of their values. When the
         network would take another branch than in the recording, it is run live instead and the result says so.
         Raises SiteError for a site that matches nothing.
         """
+        if odd := [what for what in interventions if not isinstance(what, Intervention)]:
+            raise InputError(
+                f"A replay takes interventions, such as cutaway.zero(site), and got a {type(odd[0]).__name__}."
+            )
         chain = (*self.interventions, *interventions)
+        until = [until] if isinstance(until, (str, Site)) else until
         if self.live:
             return self._live(chain, until)
         inside = {found.split("//")[0] for found in map(self._address, until or ()) if "//" in found}
@@ -265,7 +273,8 @@ def _with_receipt(
         new = new.flatten(0, 1) if where.fold else new
         times += 1
         if value.numel() and not torch._C._functorch.is_batchedtensor(new):
-            change = max(change, float((new.detach() - value.detach()).abs().max()))
+            largest = float((new.detach() - value.detach()).abs().max())
+            change = largest if largest != largest else max(change, largest)  # NaN is a change that stays
         return new
 
     def fired() -> Fired:
@@ -281,7 +290,10 @@ def _is_sequence(first: Tensor | None) -> bool:
 
 
 def main_output(output: Any) -> Tensor:
-    """The first floating point tensor of an output; raises InputError when there is none."""
+    """The output named `logits`, else the first floating point tensor; raises InputError when there is none."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
     for tensor in tensors(output):
         if tensor.is_floating_point():
             return tensor

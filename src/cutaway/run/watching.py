@@ -127,8 +127,9 @@ class _Calls:
         found = self.mode.edits.get(call.name, [])
         made = list(tensors(out))
         if found and made:
-            with torch._C.DisableTorchFunction():
-                value = _through(found, made[0])
+            value = made[0]
+            for edit in found:
+                value = _logged(self.mode, "edit", edit, (value,), {})
             out = _exchanged(out, made[0], value)
             made = list(tensors(out))
         call.outputs = tuple(log.value(tensor) for tensor in made)
