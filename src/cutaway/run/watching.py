@@ -127,9 +127,7 @@ class _Calls:
         found = self.mode.edits.get(call.name, [])
         made = list(tensors(out))
         if found and made:
-            value = made[0]
-            for edit in found:
-                value = _logged(self.mode, "edit", edit, (value,), {})
+            value = _logged(self.mode, "edit", lambda given: _through(found, given), (made[0],), {})
             out = _exchanged(out, made[0], value)
             made = list(tensors(out))
         call.outputs = tuple(log.value(tensor) for tensor in made)
