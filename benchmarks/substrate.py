@@ -90,7 +90,7 @@ def jobs(threads: int, rounds: int) -> list[dict[str, object]]:
     for _ in range(rounds):
         for name, (job, count, _, _) in table.items():
             base = timed(plain)
-            ratios[name].append(timed(job) / count / min(base, timed(plain)))
+            ratios[name].append(timed(job) / count / ((base + timed(plain)) / 2))
         ratios["hooks"].append(timed(hooked) / TOKENS / timed(plain))
     hooks = round(statistics.median(ratios["hooks"]), 3)
     rows = []
