@@ -111,3 +111,16 @@ def test_a_state_of_zeros_is_no_step() -> None:
     parts = cw.open(Loop()).record(torch.randn(2, 5, 3)).lift().components()
     states = [part for part in parts if part.kind == "state"]
     assert [(part.name, part.count, part.calls) for part in states] == [("L0.rnn", 4, 5)]
+
+
+def test_every_edit_works_in_a_basis(trace: cw.Trace) -> None:
+    """In the identity basis each edit is the plain one; in one direction it moves the value along that alone."""
+    eye = cw.Directions(torch.eye(16))
+    site, vector = "L0.attn.h0", torch.linspace(-1, 1, 16)
+    for edit, arguments in ((cw.add, (vector,)), (cw.resample, ()), (cw.project_out, (vector,)), (cw.mean, ())):
+        plain, inside = edit(site, *arguments), edit(site, *arguments, basis=eye)
+        first, second = (trace.replay(what, until=site).output[0] for what in (plain, inside))
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    along = cw.add(site, torch.tensor([2.0]), basis=cw.Directions(vector[None]))
+    moved = trace.replay(along, until=site).output[0] - trace[site]
+    torch.testing.assert_close(moved, (2 * vector).expand_as(moved), rtol=1e-4, atol=1e-5)

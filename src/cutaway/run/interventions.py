@@ -43,9 +43,9 @@ def mean(site: str | Site, over: Any = None, basis: Basis | None = None) -> Inte
     return Intervention(Site.parse(site), "mean", over, basis)
 
 
-def resample(site: str | Site, source: Any = None, seed: int = 0) -> Intervention:
+def resample(site: str | Site, source: Any = None, seed: int = 0, basis: Basis | None = None) -> Intervention:
     """Resample ablation: the value of another, randomly drawn row of `source` (a trace), or of the run itself."""
-    return Intervention(Site.parse(site), "resample", source, settings={"seed": seed})
+    return Intervention(Site.parse(site), "resample", source, basis, {"seed": seed})
 
 
 def patch(site: str | Site, source: Any, basis: Basis | None = None) -> Intervention:
@@ -53,9 +53,9 @@ def patch(site: str | Site, source: Any, basis: Basis | None = None) -> Interven
     return Intervention(Site.parse(site), "patch", source, basis)
 
 
-def add(site: str | Site, vector: Tensor, factor: float = 1.0) -> Intervention:
+def add(site: str | Site, vector: Tensor, factor: float = 1.0, basis: Basis | None = None) -> Intervention:
     """Steering: add `factor * vector`, broadcast over the part's leading axes."""
-    return Intervention(Site.parse(site), "add", vector, settings={"factor": factor})
+    return Intervention(Site.parse(site), "add", vector, basis, {"factor": factor})
 
 
 def scale(site: str | Site, factor: float | Tensor, basis: Basis | None = None) -> Intervention:
@@ -63,9 +63,9 @@ def scale(site: str | Site, factor: float | Tensor, basis: Basis | None = None) 
     return Intervention(Site.parse(site), "scale", factor, basis)
 
 
-def project_out(site: str | Site, direction: Tensor) -> Intervention:
+def project_out(site: str | Site, direction: Tensor, basis: Basis | None = None) -> Intervention:
     """Remove the component along `direction` [d] or the span of its rows [k, d] on the last axis."""
-    return Intervention(Site.parse(site), "project_out", direction)
+    return Intervention(Site.parse(site), "project_out", direction, basis)
 
 
 def apply(site: str | Site, function: Callable[[Tensor], Tensor], basis: Basis | None = None) -> Intervention:
