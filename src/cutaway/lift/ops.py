@@ -68,7 +68,7 @@ def is_linear(tape: Tape, op: Op, activations: set[int]) -> bool:
     name = sort_name(op)
     moving = active(op, activations)
     if name in LAYOUT or name in ADDITIVE or name in POOLING:
-        return not (name in ("index", "getitem", "gather", "where") and len(moving) > 1)
+        return not (name in ("index", "getitem", "gather") and len(moving) > 1)
     if name in ("dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d"):
         return True  # the mask is drawn, not computed from the value
     if name in ("div", "truediv", "divide", "idiv", "itruediv"):

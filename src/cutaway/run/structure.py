@@ -70,10 +70,3 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             yield from tensors(getattr(tree, field.name))
-
-
-def refs(tree: Any) -> list[int]:
-    """The ids of every Ref of a structure."""
-    found: list[int] = []
-    swap(tree, Ref, lambda ref: found.append(ref.id))
-    return found
