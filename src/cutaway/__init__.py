@@ -29,10 +29,15 @@ _NAMES = {
     "logit": "attribution.metric",
     "custom": "attribution.metric",
     "Metric": "attribution.metric",
+    "qk": "lift.weights",
+    "ov": "lift.weights",
+    "virtual_weights": "lift.weights",
+    "composition": "lift.weights",
     "find_circuit": "circuits.search",
     "Circuit": "circuits.circuit",
     "verify": "claims.verify",
     "Claim": "claims.claim",
+    "Check": "run.check",
     "Project": "project",
     "errors": "errors",
     "CutawayError": "errors",
@@ -75,11 +80,12 @@ def open(
     return open_network(what, lifter=lift, **options)
 
 
-def check(what: Any, *inputs: Any, **kwargs: Any) -> Any:
-    """Compare a network's recording, replay, gradients and edits with plain PyTorch on some inputs.
+def check(what: Any, *inputs: Any, expected: Any = None, **kwargs: Any) -> Any:
+    """Compare a network's recording, replay, gradients, edits and edges with plain PyTorch on some inputs.
 
-    `what` is a Network or anything that `open` takes; the result is a `Check`, whose `verified` is the verdict.
+    `what` is a Network or anything that `open` takes; `expected` may map components to their (units, calls). The result
+    is a `Check`: `verified` is the verdict, `record()` everything as data.
     """
-    from .run.check import check as compare
+    from .attribution.checking import check_network
 
-    return compare(open(what), *inputs, **kwargs)
+    return check_network(open(what), *inputs, expected=expected, **kwargs)

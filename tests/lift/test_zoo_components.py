@@ -21,11 +21,13 @@ def test_components_are_those_of_the_network(name: str) -> None:
 @lifted
 def test_every_standard_site_can_be_read_and_edited(name: str) -> None:
     trace = case(name).trace
+    logits = trace.lift().sites["logits"].axes
+    examples = trace.logits.shape[logits.index("batch") if "batch" in logits else 0]
     for site, place in trace.lift().sites.items():
         value = trace[site]
         assert value.ndim == len(place.axes) or not place.axes, site
         if "batch" in place.axes:
-            assert value.shape[0] in (1, len(trace.logits)), site
+            assert value.shape[place.axes.index("batch")] in (1, examples), site
     assert torch.equal(trace["logits"], trace.logits)
 
 

@@ -126,9 +126,11 @@ def test_gates_and_states_of_a_gru() -> None:
     for step in range(6):
         inward, back = weights(module, x[:, step], h)
         (ir, iz, inew), (hr, hz, hnew) = inward.chunk(3, 1), back.chunk(3, 1)
-        assert error(trace[site("L0.rnn", step, "r")], ir + hr) <= CLOSE
-        assert error(trace[site("L0.rnn", step, "z")], iz + hz) <= CLOSE
+        assert error(trace[site("L0.rnn", step, "r_pre")], ir + hr) <= CLOSE
+        assert error(trace[site("L0.rnn", step, "z_pre")], iz + hz) <= CLOSE
         r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
+        assert error(trace[site("L0.rnn", step, "r")], r) <= CLOSE
+        assert error(trace[site("L0.rnn", step, "z")], z) <= CLOSE
         before, h = h, (1 - z) * torch.tanh(inew + r * hnew) + z * h
         assert error(trace[site("L0.rnn", step, "out")], h) <= CLOSE
         if step:
@@ -145,7 +147,9 @@ def test_gates_cells_and_states_of_an_lstm() -> None:
         i, f, g, o = (inward + back).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
-        for name, want in {"cell.i": i, "cell.f": f, "cell.g": g, "cell.out": c, "rnn.o": o, "rnn.out": h}.items():
+        wanted = {"cell.i": torch.sigmoid(i), "cell.f": torch.sigmoid(f), "cell.g": torch.tanh(g), "cell.g_pre": g}
+        wanted |= {"cell.out": c, "rnn.o": torch.sigmoid(o), "rnn.o_pre": o, "rnn.out": h}
+        for name, want in wanted.items():
             part, port = name.split(".")
             assert error(trace[site(f"L0.{part}", step, port)], want) <= CLOSE, (step, name)
 

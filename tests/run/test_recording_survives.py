@@ -53,7 +53,7 @@ def test_the_output_called_logits_is_the_main_one() -> None:
 
     run = cw.open(Two()).record(torch.randn(5, 3))
     assert run.logits.shape == (5, 2) and run["logits"].shape == (5, 2)
-    assert run.lift().unembed == "param:outer.weight"
+    assert run.lift().unembed == ("param:outer.weight", 2)
 
 
 def test_a_live_edit_of_a_module_leaves_a_graph_that_lifts(trace: cw.Trace) -> None:

@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import modules as m
 import numpy
 import pytest
 import torch
+import trap_modules as m
 from entry import Entry, floats, scatter
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks

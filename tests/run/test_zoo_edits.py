@@ -11,6 +11,7 @@ from entry import first
 from torch import Tensor
 
 import cutaway as cw
+from cutaway.errors import DivergenceError
 from cutaway.run.interventions import Intervention
 from cutaway.site import Site
 from zoo import ZOO, Case, case, error, hookable
@@ -33,7 +34,8 @@ def test_a_module_edited_by_replay_live_and_by_a_plain_hook(name: str) -> None:
         replayed = found.trace.replay(edit)
         assert error(replayed.logits, want) <= 1e-6, path
         assert error(live(found, edit), want) <= 1e-6, path
-        assert [fired.times for fired in replayed.receipt] == [1], path
+        reached = error(want, found.plain) > 0  # a module may return what nobody reads
+        assert [fired.times for fired in replayed.receipt] == [1] or not reached, path
 
 
 @every
@@ -109,7 +111,7 @@ def parts(found: Case) -> list[str]:
         if kind == "attention":
             few = lifted.tape.graph.values[block.reads[2].value].shape[1] == 1
             values = "v[head=0]" if few else "v[head=0|1]"
-            sites += [f"{name}.z[head=1]", f"{name}.q[head=2, pos=-1]", f"{name}.{values}", f"{name}.z[pos=1:3]"]
+            sites += [f"{name}.z[head=-1]", f"{name}.q[head=-1, pos=-1]", f"{name}.{values}", f"{name}.z[pos=1:3]"]
         elif kind == "mlp":
             sites += [f"{name}.out[neuron=1]", f"{name}.out[neuron=-1, batch=0]", f"{name}.pre"]
         elif kind == "conv":
@@ -126,7 +128,7 @@ def edits_at(found: Case, site: str, other: Any) -> list[Intervention]:
         return [cw.zero(site)]
     basis = cw.Directions(torch.randn(2, part.shape[-1], generator=torch.Generator().manual_seed(1)))
     made = [cw.zero(site), cw.mean(site), cw.patch(site, other), cw.patch(site, other[site]), cw.scale(site, 3.0)]
-    if not {"neuron", "state"} & dict(Site.parse(site).index).keys():
+    if found.trace.locate(site).axes[-1] not in dict(Site.parse(site).index):
         made += [cw.project_out(site, ramp(part)), cw.add(site, ramp(part)), cw.zero(site, basis)]
         made += [cw.patch(site, other, basis), cw.scale(site, 2.0, basis)]
     if "batch" not in dict(Site.parse(site).index):
@@ -142,16 +144,37 @@ def test_edits_of_heads_neurons_channels_and_positions(name: str) -> None:
     args, kwargs = found.other()
     torch.manual_seed(3)
     other = found.net.record(*args, **kwargs)
+    tried: set[str] = set()
     for site in parts(found):
+        kind = Site.parse(site).name.split(".")[1].split("@")[0]
+        some = 3 if kind in tried else None  # every kind of edit on one site of each kind of block
+        tried.add(kind)
         whole = Site.parse(site).name
+        if whole not in other.lift().sites:
+            continue  # the other inputs take fewer steps
         before = found.trace[whole]
-        marked = found.trace.replay(cw.apply(site, lambda v: v + 1000))[whole] != before
+        marker = replayed_as_recorded(found, cw.apply(site, lambda v: v + 1000))
         address = found.trace.locate(site).address
         inside = "//" in address or "/alias." in address  # what only a replay can edit
-        for edit in edits_at(found, site, other):
-            replayed = found.trace.replay(edit)
+        for edit in edits_at(found, site, other)[:some]:
+            replayed = replayed_as_recorded(found, edit)
+            if replayed is None:
+                continue
             assert replayed.receipt[0].times == 1, (site, edit.kind)
             if not inside:
                 assert error(replayed.logits, live(found, edit)) <= 1e-6, (site, edit.kind)
-            after = replayed[whole]
-            assert not ((before != after) & ~marked).any(), (site, edit.kind)
+            if marker is not None:
+                marked, after = marker[whole] != before, replayed[whole]
+                assert not ((before != after) & ~marked).any(), (site, edit.kind)
+
+
+def replayed_as_recorded(found: Case, edit: Intervention) -> Any:
+    """A replay, or None where the network takes another branch, so that the replay went live or says that it must."""
+    try:
+        replayed = found.trace.replay(edit)
+    except DivergenceError:
+        assert "//" in found.trace.locate(edit.site).address
+        return None
+    if replayed.live:
+        assert error(replayed.logits, live(found, edit)) <= 1e-6
+    return None if replayed.live else replayed

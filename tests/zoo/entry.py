@@ -20,6 +20,8 @@ class Entry:
     `expected` maps a lifted component's name to (units, calls). `stream` counts the residual values. `fused` says that
     recording turns off a fused path, so the output is equal to 1e-6 and not to the bit. `problems` are parts of what
     the tape says it cannot follow. `twin` builds the same network in a form that plain autograd can do.
+    `batches` and `lengths`: whether it takes inputs of another batch size, and token ids of another length. `varies`:
+    other inputs make it run other ops, such as one step a token.
     """
 
     name: str
@@ -30,6 +32,9 @@ class Entry:
     fused: bool = False
     problems: tuple[str, ...] = ()
     twin: Callable[[], nn.Module] | None = None
+    batches: bool = True
+    lengths: bool = True
+    varies: bool = False
 
     def make(self, twin: bool = False) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         """The module with seeded weights, and inputs for it."""
@@ -64,10 +69,29 @@ def floats(*shape: int) -> Inputs:
     return (torch.randn(BATCH, *shape),), {}
 
 
+def resized(inputs: Inputs, batch: int = 0, longer: int = 0) -> Inputs:
+    """Inputs with another number of rows, where the first axis holds the batch, and with token ids so much longer."""
+
+    def change(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: change(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(change(value) for value in tree)
+        if not isinstance(tree, Tensor) or not tree.ndim or len(tree) != BATCH:
+            return tree
+        if longer and tree.ndim == 2 and not tree.is_floating_point():
+            tree = tree[:, torch.arange(tree.shape[1] + longer) % tree.shape[1]]
+        return tree[torch.arange(batch) % BATCH] if batch else tree
+
+    return change(inputs[0]), change(inputs[1])
+
+
 def first(output: Any) -> Tensor:
-    """The first floating point tensor of an output, found without the package's help."""
+    """An output's logits, else its first floating point tensor, found without the package's help."""
     if isinstance(output, Tensor):
         return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
     if hasattr(output, "to_tuple"):
         output = output.to_tuple()
     if isinstance(output, dict):
@@ -85,3 +109,8 @@ def layers(neurons: int, words: int = WORDS, count: int = 2, heads: int = 4, **m
     return (
         found | {"unembed": (words, 1)} | {name.replace("__", "."): (units, 1) for name, units in more.items() if units}
     )
+
+
+def channels(*counts: int, kind: str = "conv") -> dict[str, tuple[int, int]]:
+    """What is expected of convolutions, or of blocks of another kind, with so many channels each."""
+    return {f"L{layer}.{kind}": (count, 1) for layer, count in enumerate(counts)}

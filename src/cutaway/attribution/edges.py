@@ -15,11 +15,19 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lift import Block, Lifted, Slots
+from ..lift.blocks import slot_mask as slot_mask
+from ..lift.flow import Flow
+from ..lift.frozen import unguarded
 from ..run.replay import Plan, execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Trace
+from .routed import by_expert
 from .wiring import Stem, Wiring
+from .writers import behind_norms
+
+
+_POSITIONED = frozenset({"attention", "mlp", "moe", "ssm", "embedding", "norm", "act"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +72,18 @@ class EdgeGraph:
         self.clean_trace, self.corrupted_trace = clean, corrupted
         self.net = clean.net
         self.lifted: Lifted = clean.lift()
-        self.tape = self.lifted.tape
-        self.wiring = Wiring(self.lifted.flow)
         other: Lifted = corrupted.lift()
-        if [op.name for op in self.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
+        if [op.name for op in self.lifted.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
             raise InputError(
                 "The corrupted run took another path through the network than the clean one; "
                 "compare inputs on which it does the same operations."
             )
-        blocks = [_neurons(block, self.lifted) for block in self.lifted.blocks] if neurons else self.lifted.blocks
-        blocks = [*self.lifted.sources, *blocks, self.lifted.output]
+        flow, blocks = _blocks(self.lifted, neurons)
+        self.tape = flow.tape
+        self.wiring = Wiring(flow)
         self.writes = {block.write: block for block in blocks if block.write >= 0}
         self.clean = _values(self.tape, list(self.writes))
-        self.corrupted = _values(other.tape, list(self.writes))
+        self.corrupted = _values(_blocks(other, neurons)[0].tape, list(self.writes))
         _check_finite(clean, self.clean)
         self.positions = self._count_positions() if positions else 1
         self.writers: list[str] = []
@@ -97,14 +104,15 @@ class EdgeGraph:
             stops.discard(block.write)
         ports = []
         for read in block.reads:
-            stored = plan(self.tape, [], [read.value], stops).stored
+            stored = unguarded(self.tape, plan(self.tape, [], [read.value], stops)).stored
             feeds = tuple(value for value in self.writes if value in stored and value in self.columns)
             stems, merge = self.wiring.divide(read.value, feeds, stops)
+            feeds = tuple(value for value in feeds if any(stem.feed == value for stem in stems))
             rows = _indices(block.reader_names(read), self.readers)
             ports.append(Port(read.value, read.slots, rows, feeds, stems, merge))
         inside = None
         if block.write >= 0 and block.reads and all(read.value != block.write for read in block.reads):
-            inside = plan(self.tape, [], [block.write], [read.value for read in block.reads])
+            inside = unguarded(self.tape, plan(self.tape, [], [block.write], [read.value for read in block.reads]))
         return Part(block, tuple(ports), inside)
 
     def _valid(self) -> Tensor:
@@ -159,9 +167,10 @@ class EdgeGraph:
     def position_axis(self, value: int) -> int | None:
         """The axis of positions of a write, or None where it has none."""
         ndim, kind = self.clean[value].ndim, self.writes[value].kind
-        if kind == "attention" and ndim == 4:
-            return 2
-        return 1 if ndim == 3 and kind in ("attention", "mlp", "embedding", "norm", "act") else None
+        slots = self.writes[value].slots.axis
+        if kind in ("attention", "moe") and ndim == 4:  # slots and positions lie on axes 1 and 2, either way round
+            return 3 - slots
+        return 1 if ndim == 3 and slots != 1 and kind in _POSITIONED else None
 
     # ---- asking
 
@@ -204,21 +213,6 @@ def per_slot(value: Tensor, slots: Slots, positions: int, position_axis: int | N
     return kept if kept.ndim == 3 else kept[:, :, None]
 
 
-def slot_mask(mask: Tensor, value: Tensor, slots: Slots, position_axis: int | None) -> Tensor:
-    """A mask [slots, positions] spread over the shape of a value, as a broadcastable tensor."""
-    size = value.shape[slots.axis]
-    repeat = size // slots.count
-    spread = mask.repeat(repeat, 1) if slots.tiled else mask.repeat_interleave(repeat, 0)
-    shape = [1] * value.ndim
-    shape[slots.axis] = size
-    if mask.shape[1] > 1 and position_axis is not None:
-        shape[position_axis] = mask.shape[1]
-        if position_axis < slots.axis:
-            spread = spread.T
-        return spread.reshape(shape)
-    return spread[:, 0].reshape(shape)
-
-
 def _indices(names: list[str], known: list[str]) -> Tensor:
     found = []
     for name in names:
@@ -226,6 +220,13 @@ def _indices(names: list[str], known: list[str]) -> Tensor:
             known.append(name)
         found.append(known.index(name))
     return torch.tensor(found)
+
+
+def _blocks(lifted: Lifted, neurons: bool) -> tuple[Flow, list[Block]]:
+    """Sources, blocks and output as writers and readers, norms of writers and a slot for each neuron included."""
+    split = [_neurons(block, lifted) for block in lifted.blocks] if neurons else lifted.blocks
+    flow, blocks = by_expert(*behind_norms(lifted, split))
+    return flow, [*lifted.sources, *blocks, lifted.output]
 
 
 def _neurons(block: Block, lifted: Lifted) -> Block:

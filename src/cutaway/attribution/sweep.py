@@ -1,12 +1,14 @@
 """Activation patching at many places: each site at each index of an axis, one patch a world.
 
-Every world replays only what its patch can reach; the worlds of one site run in one batch; a metric that reads one
-position computes only that position's output. Meng et al. 2022 (arXiv:2202.05262); Heimersheim, Nanda 2024
+The worlds are carried together by a wavefront: rows of one batch, joining where they are made, over the positions that
+they can reach. A patch that changes nothing is not run. Where a network's calls cannot be made at another batch size,
+the worlds of one site run by vmap or one by one. Meng et al. 2022 (arXiv:2202.05262); Heimersheim, Nanda 2024
 (arXiv:2404.15255).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, MetricError, SiteError
-from ..run.narrow import narrow
-from ..run.replay import Plan, execute, plan
+from ..errors import InputError, MetricError, ResourceError, SiteError
+from ..run.replay import execute, plan
+from ..run.sizes import Unfit
 from ..run.tape import Tape
-from ..run.trace import Trace
+from ..run.trace import Found, Trace
+from ..run.wavefront import Patch, Wavefront
 from ..run.worlds import over
 from .metric import Metric
+from .passes import Pass, passes
 
-# Numbers that the patched values of one batch of worlds may hold.
-BUDGET = 8_000_000
+MEMORY = 1 << 30  # bytes that the worlds of one pass may take, unless told otherwise
+_AGREE = 1e-4  # of the spread between the two runs: how far a world may be from the same patch replayed by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +35,56 @@ class Sweep:
     """`effect[i, j]` is the metric, mean over examples, when site i at index j has the source's value.
 
     It is rescaled so that the run itself is 0 and the source run is 1 (1: this place carries all of it). `metric` is
-    the unscaled [.., batch].
+    the unscaled [.., batch]. `forecast` says what it took.
     """
 
     sites: tuple[str, ...]
     axis: str
     effect: Float[Tensor, "sites places"]
     metric: Float[Tensor, "sites places batch"]
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep takes: `patches` in all, `run` of them (the others change nothing), in `passes` over the network.
+
+    `forwards` is the computation in units of one forward pass of the run, `bytes` the largest pass. `seconds` is
+    extrapolated from the smallest pass; None where nobody timed it. `together` is False where each site has passes of
+    its own.
+    """
+
+    patches: int
+    run: int
+    passes: int
+    forwards: float
+    bytes: int
+    seconds: float | None = None
+    together: bool = True
+
+    def __str__(self) -> str:
+        took = "" if self.seconds is None else f", about {self.seconds:.1f} s"
+        return (
+            f"{self.patches:,} patches, {self.run:,} of them to run, in {self.passes:,} passes: {self.forwards:.1f} "
+            f"forward passes of computation{took}, {self.bytes / 2**20:,.0f} MiB"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One site of a sweep: its value in both runs, and where its axis lies."""
+
+    found: Found
+    value: int
+    place: int
+    old: Tensor
+    new: Tensor
+
+    def patched(self, index: int) -> Tensor:
+        """The run's value with the source's at one index, as the tape holds it."""
+        made = self.old.clone()
+        made.select(self.place, index).copy_(self.new.select(self.place, index))
+        return made.flatten(0, 1) if self.found.fold else made
 
 
 def patch_sweep(
@@ -47,69 +94,176 @@ def patch_sweep(
     sites: Sequence[str],
     axis: str = "pos",
     progress: Callable[[str, int, int], None] | None = None,
+    memory: int = MEMORY,
 ) -> Sweep:
     """Patch each site at each index of `axis` from `source` into `run`, one at a time.
 
-    Raises SiteError for a site without that axis, InputError for runs of different shapes, MetricError when the metric
-    is the same in both runs.
+    `memory` bounds the bytes of one pass. Raises SiteError for a site without that axis, InputError for runs of
+    different shapes, MetricError when the metric is the same in both runs, ResourceError when not even one patch fits
+    into `memory`.
     """
-    lifted = run.lift()
-    tape, other = lifted.tape, source.lift().tape
-    output = lifted.output.reads[0].value
-    finish: Callable[[Tensor], Tensor] = lambda value: value  # noqa: E731
-    target = output
-    if metric.position is not None and run.logits.ndim == 3:
-        target, finish = narrow(tape, output, 1, metric.position)
-    rows = []
+    task = _Task(run, source, metric, sites, axis, memory)
     with torch.no_grad():
-        start, end = metric(run.logits, run.net), metric(source.logits, source.net)
-        if abs(float(end.mean() - start.mean())) < 1e-12:
-            raise MetricError(f"The metric '{metric.name}' is the same in both runs, so there is nothing to restore.")
-        for done, site in enumerate(sites):
+        found = task.baseline.repeat(len(task.rows), task.count, 1)
+        for done, some in enumerate(task.passes):
             if progress is not None:
-                progress("patching", done, len(sites))
-            found = run.locate(site)
-            if axis not in found.axes:
-                raise SiteError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(found.axes)}.")
-            value, _ = tape.graph.find(found.address)
-            place = found.axes.index(axis)
-            steps = plan(tape, [], [target], [value])
-            old, new = found.unfolded(_value(tape, value)), found.unfolded(_value(other, value))
-            if old.shape != new.shape:
-                raise InputError(
-                    f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here."
-                )
-            rows.append(_patches(steps, tape, value, place, old, new, target, finish, metric, run))
-    found_metric = torch.stack(rows)
-    effect = (found_metric.mean(2) - start.mean()) / (end.mean() - start.mean())
-    return Sweep(tuple(sites), axis, effect, found_metric)
+                progress("patching", done, len(task.passes))
+            made = task.make(some)
+            for (row, index), value in zip(some.worlds, made, strict=True):
+                found[row, index] = value
+    effect = (found.mean(2) - task.baseline.mean()) / task.spread
+    return Sweep(tuple(sites), axis, effect, found, task.forecast())
 
 
-def _patches(
-    steps: Plan,
-    tape: Tape,
-    value: int,
-    place: int,
-    old: Tensor,
-    new: Tensor,
-    target: int,
-    finish: Callable[[Tensor], Tensor],
-    metric: Metric,
-    run: Trace,
-) -> Tensor:
-    """[places, batch]: the metric with one index of the axis patched, for each index."""
-    count = old.shape[place]
-    shape = [count] + [1] * old.ndim
-    shape[place + 1] = count
-    masks = torch.eye(count, dtype=torch.bool).view(shape)
-    worlds = torch.where(masks, new, old)
-    if worlds.ndim - 1 > len(tape.graph.values[value].shape):  # batch and heads are one axis in the run
-        worlds = worlds.flatten(1, 2)
-    made = []
-    for chunk in worlds.split(max(1, BUDGET // old.numel())):
-        found = over(lambda given: finish(execute(tape, steps, given=given)[target]), {value: chunk})
-        made += [metric.of(row, run.net) for row in found]
-    return torch.stack(made)
+def forecast_sweep(
+    run: Trace, source: Trace, metric: Metric, sites: Sequence[str], axis: str = "pos", memory: int = MEMORY
+) -> Forecast:
+    """What `patch_sweep` with these arguments will take, from its plan and one timed pass. Raises what it raises."""
+    task = _Task(run, source, metric, sites, axis, memory)
+    if not task.passes:
+        return task.forecast()
+    least = min(task.passes, key=lambda some: some.cost)
+    with torch.no_grad():
+        task.make(least)
+        start = time.perf_counter()
+        task.make(least)
+    rate = (time.perf_counter() - start) / least.cost
+    return task.forecast(rate * sum(some.cost for some in task.passes))
+
+
+class _Task:
+    """A sweep laid out: its rows, the worlds that must be run, and the passes that run them."""
+
+    def __init__(
+        self, run: Trace, source: Trace, metric: Metric, sites: Sequence[str], axis: str, memory: int
+    ) -> None:
+        self.run, self.metric = run, metric
+        with torch.no_grad():
+            self.baseline, end = metric(run.logits, run.net), metric(source.logits, source.net)
+        self.spread = end.mean() - self.baseline.mean()
+        if abs(float(self.spread)) < 1e-12:
+            raise MetricError(f"The metric '{metric.name}' is the same in both runs, so there is nothing to restore.")
+        found = [run.locate(site) for site in sites]
+        self.outer = {where.address.split("//")[0] for where in found if "//" in where.address}
+        self.tape, other = run.tape_with(self.outer), source.tape_with(self.outer)
+        self.rows = [
+            self._row(site, where, axis, other, source) for site, where in zip(sites, found, strict=True)
+        ]
+        counts = {row.old.shape[row.place] for row in self.rows}
+        if len(counts) != 1:
+            raise InputError(f"The sites have axes '{axis}' of different lengths; sweep those of one length together.")
+        self.count = counts.pop()
+        self.target = run.lift().output.reads[0].value
+        worlds = [
+            (number, index)
+            for number, row in enumerate(self.rows)
+            for index in _differing(row.old, row.new, row.place)
+        ]
+        self.front, tried = self._front()
+        self.passes = self._passes(worlds, memory)
+        if self.front is not None and not tried and not self._agrees():
+            self.front = None
+            self.passes = self._passes(worlds, memory)
+
+    def _row(self, site: str, where: Found, axis: str, other: Tape, source: Trace) -> _Row:
+        if axis not in where.axes:
+            raise SiteError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(where.axes)}.")
+        value, _ = self.run._find(self.tape, where.address)
+        there, _ = source._find(other, where.address)
+        old, new = where.unfolded(_value(self.tape, value)), where.unfolded(_value(other, there))
+        if old.shape != new.shape:
+            raise InputError(f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here.")
+        return _Row(where, value, where.axes.index(axis), old.detach(), new.detach())
+
+    def _front(self) -> tuple[Wavefront | None, bool]:
+        position = self.metric.position if self.run.logits.ndim == 3 else None
+        try:
+            return self.run.wavefront({row.value for row in self.rows}, self.target, position, self.outer)
+        except Unfit:
+            return None, True
+
+    def _passes(self, worlds: list[tuple[int, int]], memory: int) -> list[Pass]:
+        batch = self.run.logits.shape[0]
+        if self.front is None:
+            made = []
+            for number, row in enumerate(self.rows):
+                ops = plan(self.tape, [], [self.target], [row.value]).ops
+                size = max(row.old.numel(), self.run.logits.numel()) * 4
+                some = max(1, memory // (8 * size))
+                mine = [world for world in worlds if world[0] == number]
+                for at in range(0, len(mine), some):
+                    chunk = mine[at : at + some]
+                    cost = len(chunk) * ops / max(len(self.tape.graph.ops), 1)
+                    made.append(Pass(tuple(chunk), 0, cost, cost, len(chunk) * size * 8))
+            return made
+        starts = [self._start(*world) for world in worlds]
+        numbers = self.front.numbers(0) * 4
+        if numbers > memory:
+            raise ResourceError(
+                f"One patch takes {numbers / 2**20:,.0f} MiB and the limit is {memory / 2**20:,.0f} MiB; use fewer "
+                "examples at a time or a higher limit."
+            )
+        depth = [self.front.share(self.rows[number].value) for number, _ in worlds]
+        return passes(worlds, starts, depth, self.front.sizes.length, batch, self.front.numbers, memory)
+
+    def _start(self, number: int, index: int) -> int:
+        """The first position at which a world differs from the run."""
+        assert self.front is not None
+        row = self.rows[number]
+        lay = self.front.sizes.lays[row.value]
+        if not lay.by_position or lay.pos == lay.batch:
+            return 0
+        pos = lay.pos + (1 if row.found.fold else 0)
+        if pos == row.place:
+            return index
+        old, new = (side.select(row.place, index) for side in (row.old, row.new))
+        return next(iter(_differing(old, new, pos - (row.place < pos))))
+
+    def make(self, some: Pass) -> list[Tensor]:
+        """The metric of each world of a pass, [batch] each."""
+        patched = [self.rows[number].patched(index) for number, index in some.worlds]
+        if self.front is not None:
+            values = [self.rows[number].value for number, _ in some.worlds]
+            made = self.front.run([Patch(v, new, some.start) for v, new in zip(values, patched, strict=True)])
+            read = self.metric.of if self.front.alone else self.metric
+            return [read(row, self.run.net) for row in made]
+        value = self.rows[some.worlds[0][0]].value
+        steps = plan(self.tape, [], [self.target], [value])
+        rows = over(lambda given: execute(self.tape, steps, given=given)[self.target], {value: torch.stack(patched)})
+        return [self.metric(row, self.run.net) for row in rows]
+
+    def _agrees(self) -> bool:
+        """Whether one world of the wavefront is what the same patch gives by itself."""
+        if not self.passes:
+            return True
+        some = self.passes[len(self.passes) // 2]
+        number, index = some.worlds[-1]
+        row = self.rows[number]
+        with torch.no_grad():
+            steps = plan(self.tape, [], [self.target], [row.value])
+            alone = execute(self.tape, steps, given={row.value: row.patched(index)})[self.target]
+            want = self.metric(alone, self.run.net)
+            got = self.make(Pass(((number, index),), some.start, 0.0, 0.0, 0))[0]
+        return float((got - want).abs().max()) <= _AGREE * max(float(self.spread.abs()), float(want.abs().max()))
+
+    def forecast(self, seconds: float | None = None) -> Forecast:
+        """What the passes take."""
+        return Forecast(
+            len(self.rows) * self.count,
+            sum(len(some.worlds) for some in self.passes),
+            len(self.passes),
+            sum(some.forwards for some in self.passes),
+            max((some.bytes for some in self.passes), default=0),
+            seconds,
+            self.front is not None,
+        )
+
+
+def _differing(old: Tensor, new: Tensor, place: int) -> list[int]:
+    """The indices of an axis at which two values differ."""
+    other = [axis for axis in range(old.ndim) if axis != place]
+    apart = old != new
+    return (apart.any(dim=other) if other else apart).nonzero()[:, 0].tolist()
 
 
 def _value(tape: Tape, value: int) -> Tensor:

@@ -64,7 +64,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         screen.print_json(result)
     else:
         screen.show(call.verb.show(screen.visible(result)))
-    return 0
+    return 0 if call.verb.good(result) else 1
 
 
 def _failed(sentence: str, status: int, as_json: bool) -> int:

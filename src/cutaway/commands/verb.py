@@ -51,12 +51,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb. `run` returns a JSON-able result, `show` turns that result into what a terminal prints."""
+    """A verb. `run` returns a JSON-able result, `show` turns that result into what a terminal prints, `good` says
+    whether the finding is one that a script should go on with."""
 
     name: str
     run: Callable[..., Result]
     show: Callable[[Result], Any]
     chapter: str
+    good: Callable[[Result], bool] = lambda result: True
 
     @property
     def help(self) -> str:
@@ -130,12 +132,16 @@ _VERBS: dict[str, Verb] = {}
 
 
 def verb(
-    name: str, *, show: Callable[[Result], Any], chapter: str
+    name: str,
+    *,
+    show: Callable[[Result], Any],
+    chapter: str,
+    good: Callable[[Result], bool] = lambda result: True,
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Declare a function as the verb `name`; two words make it part of a group, as in 'organisms train'."""
 
     def declare(run: Callable[..., Result]) -> Callable[..., Result]:
-        _VERBS[name] = Verb(name, run, show, chapter)
+        _VERBS[name] = Verb(name, run, show, chapter, good)
         return run
 
     return declare

@@ -144,6 +144,18 @@ class Graph:
                 reached.update(op.outputs)
         return reached
 
+    def rooted(self) -> bool:
+        """Whether an input, a parameter or a buffer leads to an output."""
+        waiting, seen = list(self.outputs), set(self.outputs)
+        while waiting:
+            value = self.values[waiting.pop()]
+            if value.kind in ("input", "param", "buffer"):
+                return True
+            inputs = self.ops[value.op].inputs if value.op >= 0 else ()
+            waiting += [feed for feed in inputs if feed not in seen]
+            seen.update(inputs)
+        return False
+
     def check(self) -> None:
         """The spec of a legal graph: raises SiteError where it is broken (tests run it after every pass)."""
         made: set[int] = {value.id for value in self.values if value.op < 0 and value.kind in LEAVES}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+
+from ..run.structure import Ref, swap, tensors
 from . import ops
 from .attention import attentions
 from .blocks import Block, Read, Slots
+from .experts import experts
 from .flow import Flow
 from .ops import active, sort_name
 from .regions import Region, regions
+from .scans import scans
 
 _SUFFIX = {
     "attention": "attn",
@@ -17,6 +22,8 @@ _SUFFIX = {
     "cell": "cell",
     "act": "act",
     "norm": "norm",
+    "ssm": "ssm",
+    "moe": "moe",
 }
 
 
@@ -24,35 +31,52 @@ def blocks(flow: Flow) -> list[Block]:
     """All blocks of a run in order of their writes, named."""
     found = attentions(flow)
     taken = {op for block in found for op in block.members}
+    found += experts(flow, taken)
+    taken = {op for block in found for op in block.members}
+    found += scans(flow, taken)
+    flow.taken = taken = {op for block in found for op in block.members}
     pieces = regions(flow, taken)
     flow.norms = {op: region.write for region in pieces if region.reduces for op in region.members}
     found += [block for region in pieces if (block := _block(flow, region)) is not None]
     found += _plain_convolutions(flow, found)
+    found += _linear_states(flow, found)
     found.sort(key=lambda block: (flow.graph.values[block.write].op, block.write))
     _name(flow, found)
     return found
 
 
 def _ends(flow: Flow, value: int) -> list[ops.Op]:
-    """The contractions that a value comes from through soft ops."""
-    ends = flow.back(value, lambda op: flow.is_soft(op) and not sort_name(op).startswith("cat"))
-    return [op for end in ends if (op := flow.maker(end)) is not None and sort_name(op) in ops.CONTRACTION]
+    """The contractions that a value comes from through soft ops and norms of its own."""
+    makers = [flow.maker(end) for end in flow.back(value, lambda op: _is_own(flow, op))]
+    contracting = [op for op in makers if op is not None and sort_name(op) in ops.CONTRACTION]
+    return [op for op in contracting if op.index not in flow.taken]
+
+
+def _is_own(flow: Flow, op: ops.Op) -> bool:
+    """Whether an op between a contraction and a nonlinearity belongs to them: soft, or a norm that alone reads what it
+    reads, as between a convolution and its activation."""
+    if sort_name(op) in ops.NORMS and not flow.linear[op.index]:
+        moving = active(op, flow.activations)
+        return len(moving) == 1 and len(flow.users(moving[0])) == 1
+    return flow.is_soft(op) and not sort_name(op).startswith("cat")
 
 
 def _block(flow: Flow, region: Region) -> Block | None:
     shape = flow.shape(region.write)
     last = Slots(max(len(shape) - 1, 0), 1)
-    sources = [op for value in region.reads for op in _ends(flow, value)]
+    sources = [_ends(flow, value) for value in region.reads]
     consumers = flow.ahead(region.write, lambda op: flow.is_soft(op) or sort_name(op) in ops.NORMS)
     if region.reduces:
         if not _on_skip_path(flow, region.write):
             return None
         kind, slots, mark = "norm", last, ""
-    elif region.write in flow.carried and shape:
+    elif len(shape) > 2 and (convolutions := [op for op in sum(sources, []) if sort_name(op) in ops.CONVOLUTION]):
+        axis = _channel_axis(flow, convolutions[0], region.write)
+        kind, mark = ("state", "u") if region.write in flow.states else ("conv", "c")
+        slots = Slots(axis, shape[axis])
+    elif region.write in flow.states and shape:
         kind, slots, mark = "state", Slots(len(shape) - 1, shape[-1]), "u"
-    elif any(sort_name(op) in ops.CONVOLUTION for op in sources) and len(shape) > 2:
-        kind, slots, mark = "conv", Slots(1, shape[1]), "c"
-    elif sources and any(sort_name(op) in ops.CONTRACTION for op in consumers):
+    elif all(sources) and any(sort_name(op) in ops.CONTRACTION for op in consumers):
         kind, slots, mark = "mlp", last, ""
     elif len(shape) == 4:
         kind, slots, mark = "act", Slots(1, shape[1]), "c"
@@ -64,6 +88,36 @@ def _block(flow: Flow, region: Region) -> Block | None:
         reads.append(Read(port, value, slots if same else Slots(max(len(flow.shape(value)) - 1, 0), 1)))
     once = {read.value: read for read in reads}
     return Block(kind, tuple(once.values()), region.write, slots, mark, region.members)
+
+
+def _channel_axis(flow: Flow, convolution: ops.Op, write: int) -> int:
+    """The axis of a region's write along which a convolution's channels lie, after the layout ops between them."""
+    value, axis = convolution.outputs[0], 1
+    onward: dict[int, tuple[ops.Op, int]] = {}
+    waiting = [write]
+    while waiting and value not in onward:
+        current = waiting.pop(0)
+        op = flow.maker(current)
+        for source in active(op, flow.activations) if op is not None and op.index > convolution.index else ():
+            if source not in onward:
+                onward[source] = (op, current)
+                waiting.append(source)
+    while value in onward and value != write:
+        op, after = onward[value]
+        if flow.is_layout(op) and len(op.inputs) == 1:
+            axis = _moved_axis(flow, op, op.outputs.index(after), axis)
+        value = after
+    return axis
+
+
+def _moved_axis(flow: Flow, op: ops.Op, port: int, axis: int) -> int:
+    """Where a layout op puts an axis: seen by what it does to a tensor of numbers that differ along that axis alone."""
+    call, shape = flow.tape.calls[op.index], flow.shape(op.inputs[0])
+    ramp = torch.arange(shape[axis]).view([-1 if place == axis else 1 for place in range(len(shape))]).expand(shape)
+    args, kwargs = swap((call.args, call.kwargs), Ref, lambda ref: ramp)
+    made = list(tensors(call.func(*args, **kwargs)))[port]
+    moved = [place for place in range(made.ndim) if bool((made.narrow(place, 0, 1) != made).any())]
+    return moved[0] if moved else min(axis, made.ndim - 1)
 
 
 def _on_skip_path(flow: Flow, write: int) -> bool:
@@ -171,9 +225,9 @@ def _plain_convolutions(flow: Flow, found: list[Block]) -> list[Block]:
     read = {
         end
         for block in found
-        if block.kind == "conv"
+        if block.kind in ("conv", "state")
         for item in block.reads
-        for end in flow.back(item.value, lambda op: flow.is_soft(op) and not sort_name(op).startswith("cat"))
+        for end in flow.back(item.value, lambda op: _is_own(flow, op))
     }
     plain = []
     for op in flow.graph.ops:
@@ -186,6 +240,29 @@ def _plain_convolutions(flow: Flow, found: list[Block]) -> list[Block]:
         slots = Slots(1, shape[1])
         plain.append(Block("conv", (Read("in", write, slots),), write, slots, "c", frozenset()))
     return plain
+
+
+def _linear_states(flow: Flow, found: list[Block]) -> list[Block]:
+    """Steps of recurrent cells that bend nothing, for their old state is a constant: blocks that hand on what they
+    read."""
+    cells = {_cell(flow, block) for block in found if block.kind == "state"}
+    written = {block.write for block in found}
+    linear = []
+    for value in sorted(flow.carried - written) if cells else ():
+        maker = flow.maker(value)
+        if maker is None or maker.index not in flow.useful or sort_name(maker) not in ops.ADDITIVE:
+            continue
+        slots = Slots(len(flow.shape(value)) - 1, flow.shape(value)[-1])
+        block = Block("state", (Read("in", value, slots),), value, slots, "u", frozenset())
+        if _cell(flow, block) in cells:
+            linear.append(block)
+    return linear
+
+
+def _cell(flow: Flow, block: Block) -> tuple[object, ...]:
+    """What the steps of one recurrent cell share: its first parameter and the op that makes its state."""
+    maker = flow.maker(block.write)
+    return (_parameters(flow, block)[:1], sort_name(maker) if maker is not None else "")
 
 
 def _parameters(flow: Flow, block: Block) -> tuple[int, ...]:
@@ -204,20 +281,20 @@ def _parameters(flow: Flow, block: Block) -> tuple[int, ...]:
 
 
 def _name(flow: Flow, found: list[Block]) -> None:
-    """Give names: kinds are counted in order; steps of one recurrent cell (same weights) share a name."""
+    """Give names: kinds are counted in order; steps of one recurrent cell (same weights) share a name, and so do calls
+    of one layer that do not depend on each other."""
     counts: dict[str, int] = {}
+    again = _called_again(flow, found)
     cells: dict[tuple[object, ...], str] = {}
     steps: dict[str, int] = {}
     layers: dict[object, int] = {}
     for block in found:
         if block.kind == "state":
-            weights = _parameters(flow, block)
-            maker = flow.maker(block.write)
             hidden = any(sort_name(op) in ops.CONTRACTION for op in flow.ahead(block.write, flow.is_layout))
-            role = sort_name(maker) if maker is not None else ""
-            block.key = (weights[:1], role)
+            block.key = _cell(flow, block)
+            weights = block.key[0]
             if block.key not in cells:
-                layer = layers.setdefault(weights[:1], len(layers))
+                layer = layers.setdefault(weights, len(layers))
                 name = (
                     f"L{layer}.rnn"
                     if hidden or f"L{layer}.rnn" not in cells.values() and not _has_other(found, block)
@@ -227,10 +304,41 @@ def _name(flow: Flow, found: list[Block]) -> None:
             block.name = cells[block.key]
             block.step = steps.get(block.name, 0)
             steps[block.name] = block.step + 1
+        elif block.kind == "ssm" and block.key in cells:
+            block.name = cells[block.key]
+            block.step = steps[block.name]
+            steps[block.name] += 1
+        elif id(block) in again:
+            block.name = again[id(block)].name
+            block.step = steps[block.name] = steps.get(block.name, 0) + 1
         else:
             suffix = _SUFFIX[block.kind]
             block.name = f"L{counts.get(suffix, 0)}.{suffix}"
             counts[suffix] = counts.get(suffix, 0) + 1
+            if block.kind == "ssm":
+                cells[block.key], steps[block.name] = block.name, 1
+
+
+def _called_again(flow: Flow, found: list[Block]) -> dict[int, Block]:
+    """For blocks (by identity) that run a layer again, the block that ran it first and that they do not depend on: one
+    network on several frames, say. Layers that share weights and follow each other are not among them."""
+    firsts: dict[tuple[object, ...], tuple[Block, set[int]]] = {}
+    again: dict[int, Block] = {}
+    for block in found:
+        parameters = _parameters(flow, block) if block.kind in ("conv", "mlp") else ()
+        key = (block.kind, parameters, flow.shape(block.write)[1:])
+        if not parameters:
+            continue
+        if key not in firsts:
+            firsts[key] = (block, set())
+            continue
+        first, ahead = firsts[key]
+        if not ahead:  # what depends on the first call's contractions, as the halves of one projection do
+            made = {op.outputs[0] for read in first.reads for op in _ends(flow, read.value)}
+            ahead |= flow.graph.cone(made)
+        if ahead.isdisjoint(read.value for read in block.reads):
+            again[id(block)] = first
+    return again
 
 
 def _has_other(found: list[Block], block: Block) -> bool:

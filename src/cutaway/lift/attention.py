@@ -42,21 +42,28 @@ def _written_out(flow: Flow, softmax: Op) -> Block | None:
     if not below or not softmax.outputs:
         return None
     inside: set[int] = {softmax.index}
-    scores = _product_before(flow, below[0], inside)
+    scores = _product_before(flow, below[0], inside) or _product_before(flow, below[0], inside, learnt=True)
     output = _product_after(flow, softmax.outputs[0], inside)
     if scores is None or output is None:
         return None
     pattern_side = flow.graph.cone({softmax.outputs[0]})
     value = [source for source in active(output, flow.activations) if source not in pattern_side]
-    query_key = [source for source in _operands(flow, scores) if source in flow.activations]
+    query_key = _sides(flow, scores)
     if len(value) != 1 or len(query_key) != 2:
         return None
     ports = zip(("q", "k", "v"), (query_key[0], query_key[1], value[0]), strict=True)
-    reads = tuple(Read(port, _untransposed(flow, source), _heads(flow, source)) for port, source in ports)
+    axes = {**_einsum_heads(flow, output), **_einsum_heads(flow, scores)}
+    reads = tuple(
+        Read(port, source, _heads(flow, source, axes[source]))
+        if axes.get(source, 1) != 1
+        else Read(port, _untransposed(flow, source), _heads(flow, source))
+        for port, source in ports
+    )
     write = output.outputs[0]
     members = _between(flow, {read.value for read in reads}, write) | inside
     extra = {"pattern": softmax.outputs[0], "scores": below[0]}
-    return Block("attention", reads, write, _heads(flow, write), "h", frozenset(members), extra=extra)
+    slots = _heads(flow, write, axes.get(write, 1))
+    return Block("attention", reads, write, slots, "h", frozenset(members), extra=extra)
 
 
 def _operands(flow: Flow, op: Op) -> list[int]:
@@ -72,13 +79,25 @@ def _operands(flow: Flow, op: Op) -> list[int]:
     return listed + nested or list(op.inputs)
 
 
-def _is_two_sided(flow: Flow, op: Op) -> bool:
-    moving = [value for value in _operands(flow, op) if value in flow.activations]
-    return sort_name(op) in ops.CONTRACTION and len(moving) >= 2
+def _sides(flow: Flow, op: Op) -> list[int]:
+    """What a contraction multiplies: its activations, and a batch of matrices that is none (learnt queries, say)."""
+    given = _operands(flow, op)
+    given = given[1:] if sort_name(op) in ("addmm", "baddbmm", "addbmm") else given
+    moving = [value for value in given if value in flow.activations]
+    if len(moving) == 1 and sort_name(op) != "linear" and all(len(flow.shape(value)) > 2 for value in given):
+        return given
+    return moving
 
 
-def _product_before(flow: Flow, value: int, inside: set[int]) -> Op | None:
-    """The product of activations that a softmax's input comes from."""
+def _is_two_sided(flow: Flow, op: Op, learnt: bool = False) -> bool:
+    if sort_name(op) not in ops.CONTRACTION or sort_name(op) in ops.CONVOLUTION:
+        return False
+    sides = _sides(flow, op)
+    return len(sides) >= 2 and (learnt or all(value in flow.activations for value in sides))
+
+
+def _product_before(flow: Flow, value: int, inside: set[int], learnt: bool = False) -> Op | None:
+    """The product of activations that a softmax's input comes from; `learnt`: one side may be none."""
     waiting, seen = [value], set()
     while waiting:
         current = waiting.pop(0)
@@ -86,7 +105,7 @@ def _product_before(flow: Flow, value: int, inside: set[int]) -> Op | None:
         if op is None or current in seen:
             continue
         seen.add(current)
-        if _is_two_sided(flow, op):
+        if _is_two_sided(flow, op, learnt):
             inside.add(op.index)
             return op
         if flow.linear[op.index] and sort_name(op) not in ops.CONTRACTION or sort_name(op) in ops.ELEMENTWISE:
@@ -114,25 +133,42 @@ def _product_after(flow: Flow, value: int, inside: set[int]) -> Op | None:
 
 
 def _untransposed(flow: Flow, value: int) -> int:
-    """The value before the transposition that a key gets for its product."""
-    op = flow.maker(value)
-    while op is not None and sort_name(op) in ("transpose", "mT", "swapaxes", "contiguous", "clone"):
-        if flow.shape(op.inputs[0])[:1] != flow.shape(value)[:1] or _head_axis_moves(flow, op, value):
+    """The value before the transposition that a key gets for its product, and before a scaling of what is."""
+    found, op = value, flow.maker(value)
+    while op is not None and flow.linear[op.index]:
+        moves = sort_name(op) in ("transpose", "mT", "swapaxes", "contiguous", "clone")
+        source = next(iter(active(op, flow.activations)), -1)
+        if source < 0 or not (moves or sort_name(op) in ops.SCALING) or flow.shape(source)[:1] != flow.shape(value)[:1]:
             break
-        value = op.inputs[0]
-        op = flow.maker(value)
-    return value
+        if _head_axis_moves(flow, op, value):
+            break
+        value, op = source, flow.maker(source)
+        found = value if moves else found
+    return found
 
 
 def _head_axis_moves(flow: Flow, op: Op, value: int) -> bool:
-    before, after = flow.shape(op.inputs[0]), flow.shape(value)
+    before, after = flow.shape(active(op, flow.activations)[0]), flow.shape(value)
     return len(before) > 3 and before[1] != after[1]
 
 
-def _heads(flow: Flow, value: int) -> Slots:
+def _einsum_heads(flow: Flow, op: Op) -> dict[int, int]:
+    """The axis of heads in what an einsum of two tensors reads and writes: the one axis, after the first, of all."""
+    equation = next(iter(flow.tape.calls[op.index].args), None)
+    if sort_name(op) != "einsum" or not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return {}
+    terms = equation.replace(" ", "").replace("->", ",").split(",")
+    shared = [letter for letter in terms[-1][1:] if all(letter in term for term in terms)]
+    values = [*_operands(flow, op), op.outputs[0]]
+    if len(shared) != 1 or len(values) != len(terms):
+        return {}
+    return {value: term.index(shared[0]) for value, term in zip(values, terms, strict=True)}
+
+
+def _heads(flow: Flow, value: int, axis: int = 1) -> Slots:
     shape = flow.shape(value)
     if len(shape) >= 4:
-        return Slots(1, shape[1])
+        return Slots(axis, shape[axis])
     if len(shape) == 3 and shape[0] != flow.batch and flow.batch and shape[0] % flow.batch == 0:
         return Slots(0, shape[0] // flow.batch, tiled=True)
     return Slots(max(len(shape) - 1, 0), 1)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -32,7 +34,11 @@ class Read:
 
 @dataclass
 class Block:
-    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, or "" for one slot."""
+    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, e, or "" for one slot.
+
+    `states` are the chains of states inside it, a value a step. `extra` are further values with a name, `units`
+    how many units the block has where its slots do not say.
+    """
 
     kind: str
     reads: tuple[Read, ...]
@@ -44,6 +50,8 @@ class Block:
     step: int = 0
     key: tuple[object, ...] = ()
     extra: dict[str, int] = field(default_factory=dict)
+    states: tuple[tuple[int, ...], ...] = ()
+    units: int = 0
 
     def slot_names(self) -> list[str]:
         """The components' names, one a slot, the same for every step."""
@@ -61,4 +69,19 @@ class Block:
         return [f"{self.name}.{mark}{slot}.{read.port}" for slot in range(read.slots.count)]
 
 
-AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state"}
+AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state", "e": "expert"}
+
+
+def slot_mask(mask: Tensor, value: Tensor, slots: Slots, position_axis: int | None) -> Tensor:
+    """A mask [slots, positions] spread over the shape of a value, as a broadcastable tensor."""
+    size = value.shape[slots.axis]
+    repeat = size // slots.count
+    spread = mask.repeat(repeat, 1) if slots.tiled else mask.repeat_interleave(repeat, 0)
+    shape = [1] * value.ndim
+    shape[slots.axis] = size
+    if mask.shape[1] > 1 and position_axis is not None:
+        shape[position_axis] = mask.shape[1]
+        if position_axis < slots.axis:
+            spread = spread.T
+        return spread.reshape(shape)
+    return spread[:, 0].reshape(shape)

@@ -10,7 +10,9 @@ from ..graph import Graph, Op
 from ..graph.listing import repeats
 from ..run.tape import Tape
 from . import ops
+from .loops import projected, with_partial_steps
 from .ops import is_linear, is_product, sort_name
+from .recurrences import Recurrence, Steps, loops, recurrence
 
 
 class Flow:
@@ -20,7 +22,11 @@ class Flow:
         self.tape = tape
         self.graph: Graph = tape.graph
         self.batch = batch
+        self.time_major = False  # whether positions come before the batch, in values that have both; set by `lift`
         self.norms: dict[int, int] = {}  # ops of norms, written out or not, to what the norm writes; set by `blocks`
+        self._injected: set[int] = set()
+        self.taken: set[int] = set()  # ops of attentions, experts and scans; set by `blocks`
+        self.goals = list(self.graph.outputs)  # what is explained: the main output alone, set by `lift`
         self.inputs = set(self.graph.inputs)
         self.activations = self._activations()
         self.useful = self._useful()
@@ -52,6 +58,33 @@ class Flow:
             if any(value in wanted for value in op.outputs):
                 found.add(op.index)
                 wanted.update(op.inputs)
+        return found
+
+    @cached_property
+    def ancestors(self) -> set[int]:
+        """Ops that a goal depends on: the useful ones without those that only make caches and other by-products."""
+        wanted = set(self.goals)
+        found: set[int] = set()
+        for op in reversed(self.graph.ops):
+            if any(value in wanted for value in op.outputs):
+                found.add(op.index)
+                wanted.update(op.inputs)
+        return found
+
+    @cached_property
+    def given(self) -> set[int]:
+        """Values that something learnt or given takes part in: not zeros, masks and ranges that the run makes."""
+        return self.graph.cone({value.id for value in self.graph.values if value.op < 0}, ops.SHAPE_ONLY)
+
+    @cached_property
+    def learnt(self) -> set[int]:
+        """Parameters, and what is made or looked up of them without activations: the weights of chosen experts too."""
+        values = self.graph.values
+        found = {value.id for value in values if value.kind == "param"}
+        for op in self.graph.ops:
+            floating = [value for value in op.inputs if values[value].dtype.startswith(("float", "bfloat"))]
+            if floating and all(value in found for value in floating):
+                found.update(op.outputs)
         return found
 
     def moves(self, op: Op) -> bool:
@@ -113,12 +146,15 @@ class Flow:
 
     def is_bend(self, op: Op) -> bool:
         """Whether an op is an elementwise nonlinearity or a product of activations."""
-        return self.moves(op) and (sort_name(op) in ops.ELEMENTWISE or is_product(self.tape, op, self.activations))
+        name = sort_name(op)
+        bends = name in ops.ELEMENTWISE or name in ops.SPREADS or is_product(self.tape, op, self.activations)
+        return bends and self.moves(op)
 
     @cached_property
     def residual_adds(self) -> dict[int, tuple[int, int]]:
         """Adds of a value and something computed from it by a contraction, attention or norm: op to (skip, branch)."""
         found: dict[int, tuple[int, int]] = {}
+        recurring = {op for item in self.recurrences for op in item.path}
         hard = [
             sort_name(op) in ops.CONTRACTION or sort_name(op) in ops.NORMS or sort_name(op) == ops.SDPA
             for op in self.graph.ops
@@ -127,13 +163,33 @@ class Flow:
             moving = ops.active(op, self.activations)
             if sort_name(op) not in ("add", "iadd", "radd") or len(moving) != 2 or op.index not in self.useful:
                 continue
+            if op.index in self.injected or op.index in recurring:
+                continue
             if self.shape(moving[0]) != self.shape(moving[1]):
                 continue
             for skip, branch in (moving, moving[::-1]):
-                if self._reaches(skip, branch, hard):
+                if any(self._reaches(start, branch, hard) for start in self._starts(skip, found)):
                     found[op.index] = (skip, branch)
                     break
         return found
+
+    def _starts(self, skip: int, adds: dict[int, tuple[int, int]]) -> list[int]:
+        """A skip and, where a residual add made it, what that added to: branches may run in parallel. Also what a skip
+        was padded or cropped from to fit a branch of another size."""
+        made = adds.get(self.graph.values[skip].op)
+        starts = [skip] if made is None else [skip, made[0]]
+        while (op := self.maker(skip)) is not None and sort_name(op) in ops.FITTING and self.is_layout(op):
+            moving = ops.active(op, self.activations)
+            if not moving:
+                break
+            skip = moving[0]
+            before, after = self.shape(skip), self.shape(op.outputs[0])
+            if before[:1] != after[:1] or len(before) != len(after):
+                break  # some rows, as of packed sequences, or one
+            if any(a == 1 != b for a, b in zip(after, before, strict=True)):
+                break  # one step of a sequence, not a crop
+            starts.append(skip)
+        return starts
 
     def _reaches(self, skip: int, branch: int, hard: list[bool]) -> bool:
         """Whether `branch` depends on `skip` (or on what skip is a rearrangement of) through a hard op."""
@@ -161,7 +217,56 @@ class Flow:
         """Activations that one step of a loop hands to the next."""
         found: set[int] = set()
         self._carried(list(self.graph.ops), found)
-        return found & self.activations
+        loose = {value for item in self.recurrences for value in item.loose}
+        return with_partial_steps(self, (found & self.activations) - loose) - loose
+
+    @cached_property
+    def loops(self) -> list[Steps]:
+        """Every loop of the run, as its steps."""
+        return loops(self.graph)
+
+    @cached_property
+    def recurrences(self) -> list[Recurrence]:
+        """The linear recurrences of the run, one entry a loop."""
+        found = [recurrence(self.tape, steps, self.activations, self.users) for steps in self.loops]
+        return [item for item in found if item is not None]
+
+    @cached_property
+    def places(self) -> dict[int, tuple[int, int]]:
+        """For each op in a loop, (the innermost loop, its position in the step)."""
+        return {
+            op.index: (number, position)
+            for number, steps in enumerate(self.loops)
+            for step in steps
+            for position, op in enumerate(step)
+        }
+
+    @property
+    def injected(self) -> set[int]:
+        """Ops that are given the same activation at every step of a loop, as an input that drives each step is."""
+        self.carried  # noqa: B018  (finds the loops)
+        return self._injected
+
+    @cached_property
+    def packed(self) -> set[int]:
+        """Values whose first axis runs over packed sequences, sorted by their length."""
+        ends = {"pack_padded_sequence": set[int](), "pad_packed_sequence": set[int]()}
+        for op in self.graph.ops:
+            if sort_name(op) in ends:
+                ends[sort_name(op)].update(op.outputs[:1])
+        return self.graph.cone(ends["pack_padded_sequence"]) - self.graph.cone(ends["pad_packed_sequence"])
+
+    @cached_property
+    def sequences(self) -> set[tuple[int, ...]]:
+        """The first two sizes of what has an axis of positions: token ids, and values of three axes."""
+        values = self.graph.values
+        ids = {values[value].shape for value in self.inputs if not values[value].dtype.startswith("float")}
+        return {shape for shape in ids if len(shape) == 2} | {v.shape[:2] for v in values if len(v.shape) == 3}
+
+    @cached_property
+    def states(self) -> set[int]:
+        """What steps of a loop write: what is carried, and what is projected into what is carried."""
+        return self.carried | projected(self)
 
     def _carried(self, listed: list[Op], found: set[int]) -> None:
         table: dict[tuple[object, ...], int] = {}
@@ -176,6 +281,8 @@ class Flow:
             ]
             for before, step in zip(made, steps[1:], strict=False):
                 for position, op in enumerate(step):
+                    if self.activations.intersection(op.inputs).intersection(steps[0][position].inputs):
+                        self._injected.update(same[position].index for same in steps)
                     for place, value in enumerate(op.inputs):
                         if value in before:
                             maker, port = before[value]
@@ -191,12 +298,46 @@ class Flow:
         return (op.name, self.graph.modules[op.module].path, parameters, shapes)
 
     @cached_property
+    def normed(self) -> set[int]:
+        """What norms that are written out normalise, where a nonlinearity made it: x in x * rsqrt(mean(x ** 2))."""
+        found: set[int] = set()
+        for op in self.graph.ops:
+            spread = sort_name(op) in ops.SPREADS
+            if not (spread or sort_name(op) in ("mean", "sum")) or not self.moves(op):
+                continue
+            value, bends = ops.active(op, self.activations)[0], spread
+            while (maker := self.maker(value)) is not None and len(set(ops.active(maker, self.activations))) == 1:
+                source = ops.active(maker, self.activations)[0]
+                if bends or self.shape(source) != self.shape(value) or not (self.is_bend(maker) or self.is_soft(maker)):
+                    break
+                value, bends = source, self.is_bend(maker)
+            if bends and maker is not None and self.is_bend(maker) and self._scales(op, value):
+                found.add(value)
+        return found
+
+    def _scales(self, op: Op, value: int) -> bool:
+        """Whether what an op gives ends as a factor of `value`."""
+        waiting, seen = list(op.outputs), set[int]()
+        while waiting:
+            for user in self.users(waiting.pop()):
+                if value in user.inputs and is_product(self.tape, user, self.activations):
+                    return True
+                if user.index not in seen and (self.is_bend(user) or self.is_soft(user)):
+                    seen.add(user.index)
+                    waiting.extend(user.outputs)
+        return False
+
+    @cached_property
     def cuts(self) -> set[int]:
         """Values where an elementwise region ends: read by a contraction, attention or norm, or carried by a loop."""
-        found = set(self.carried)
-        for op in self.graph.ops:
-            if not (sort_name(op) in ops.CONTRACTION or sort_name(op) in ops.NORMS or sort_name(op) == ops.SDPA):
-                continue
+        hard = (*ops.CONTRACTION, *ops.NORMS, ops.SDPA)
+        return self.read_by([op for op in self.graph.ops if sort_name(op) in hard], self.carried | self.normed)
+
+    def read_by(self, readers: list[Op], known: set[int], collected: bool = True) -> set[int]:
+        """`known`, and the activations that some ops read, with what they are rearrangements of; unless `collected`,
+        not of several values."""
+        found = set(known)
+        for op in readers:
             for value in ops.active(op, self.activations):
                 waiting = [value]
                 while waiting:
@@ -206,5 +347,6 @@ class Flow:
                     found.add(current)
                     maker = self.maker(current)
                     if maker is not None and self.is_layout(maker):
-                        waiting.extend(ops.active(maker, self.activations))
+                        moving = ops.active(maker, self.activations)
+                        waiting.extend(moving if collected or len(moving) == 1 else ())
         return found

@@ -16,10 +16,13 @@ from ..run.tape import Tape
 from ..run.trace import Found, Trace
 from . import ops
 from .assemble import blocks
+from .batch import batch_axis
 from .blocks import AXES, Block, Read, Slots
 from .flow import Flow
+from .mixing import mixing_sites
 from .names import resolve, standard_sites
-from .ops import active, sort_name
+from .ops import active, channels, sort_name
+from .results import result_sites
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Lifted:
     constants: list[Block]
     blocks: list[Block]
     output: Block
-    unembed: str | None
+    unembed: tuple[str, int] | None
     sites: dict[str, Found] = field(default_factory=dict)
 
     @property
@@ -67,15 +70,15 @@ class Lifted:
                 continue
             shape = self.flow.shape(block.write)
             neurons = block.kind == "mlp" and bool(shape)
-            axis = "neuron" if neurons else AXES.get(block.mark, "")
-            count = shape[-1] if neurons else block.slots.count
+            axis = "neuron" if neurons else "expert" if block.units else AXES.get(block.mark, "")
+            count = block.units or (shape[-1] if neurons else block.slots.count)
             reads = tuple(dict.fromkeys(read.port for read in block.reads))
             rows[block.name] = Component(
                 block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads
             )
         if self.unembed is not None:
-            width = self.flow.shape(self.output.reads[0].value)[-1]
-            rows["unembed"] = Component("unembed", "unembedding", self.unembed, "vocab", width, 1, ("in",))
+            site, width = self.unembed
+            rows["unembed"] = Component("unembed", "unembedding", site, "vocab", width, 1, ("in",))
         return list(rows.values())
 
     def __iter__(self) -> Any:
@@ -102,14 +105,19 @@ def lift(trace: Trace) -> Lifted:
     tape = trace.tape_with(recurrent)
     first = next(tensors((trace.args, trace.kwargs)), None)
     flow = Flow(tape, first.shape[0] if first is not None and first.ndim else 1)
+    if first is not None and batch_axis(flow, first):
+        flow.batch, flow.time_major = first.shape[1], True
     output = _main(trace, flow)
     if output is None:
         raise SiteError("No floating point output of this run depends on its inputs, so there is nothing to lift.")
+    flow.goals = [output]
     found = blocks(flow)
     ending = Block("output", (Read("", output, _whole(flow, output)),), -1, Slots(0, 1), "", frozenset(), "logits")
     sources = _sources(flow, [*found, ending])
-    lifted = Lifted(tape, flow, sources, _constants(flow), found, ending, _unembed(flow, output))
+    lifted = Lifted(tape, flow, sources, _constants(flow, found), found, ending, _unembed(flow, output))
     lifted.sites = standard_sites(flow, sources + lifted.constants, found, output)
+    lifted.sites |= mixing_sites(flow, found)
+    lifted.sites |= result_sites(flow, found, sources)
     return lifted
 
 
@@ -155,16 +163,17 @@ def _sources(flow: Flow, found: Iterable[Block]) -> list[Block]:
     return sources
 
 
-def _constants(flow: Flow) -> list[Block]:
-    """Values made of parameters alone that are added to activations and differ by position, or by nothing.
+def _constants(flow: Flow, blocks: Iterable[Block]) -> list[Block]:
+    """Values made of parameters or buffers alone, outside the blocks, that are added to activations and differ by position, or by nothing.
 
     The first are position embeddings, learnt tables or parts of them; the others embed what is the same everywhere,
     such as a token's type. Biases are broadcast over positions and are neither.
     """
     found: list[Block] = []
     counts: dict[str, int] = {}
+    inside = {op for block in blocks for op in block.members}  # where masks and biases of attention are added
     for op in flow.graph.ops:
-        if sort_name(op) not in ("add", "iadd") or not flow.moves(op):
+        if sort_name(op) not in ("add", "iadd") or not flow.moves(op) or op.index in inside:
             continue
         for value in op.inputs:
             if value in flow.activations or not _is_table(flow, value, flow.shape(op.outputs[0])):
@@ -178,21 +187,24 @@ def _constants(flow: Flow) -> list[Block]:
 
 
 def _is_table(flow: Flow, value: int, shape: tuple[int, ...]) -> bool:
-    """Whether a value is a parameter, or rows of one, with a row for each position of an activation of this shape."""
+    """Whether a value is a parameter or buffer, or rows of one, with a row for each position of an activation of this
+    shape."""
     maker = flow.maker(value)
     sources = (value,) if maker is None else maker.inputs
     if maker is not None and sort_name(maker) not in ("embedding", "getitem", "slice", "index_select"):
         return False
     own = flow.shape(value)
     fits = len(shape) >= 3 and len(own) >= 2 and own[-2:] == shape[-2:]
-    return fits and any(flow.graph.values[source].kind == "param" for source in sources)
+    return fits and any(flow.graph.values[source].kind in ("param", "buffer") for source in sources)
 
 
-def _unembed(flow: Flow, output: int) -> str | None:
-    """The parameter of the last contraction before the output, if nothing but soft ops stands between."""
-    for end in flow.back(output, lambda op: flow.is_soft(op) or sort_name(op) in ops.ELEMENTWISE):
+def _unembed(flow: Flow, output: int) -> tuple[str, int] | None:
+    """The parameter of the last contraction before the output, if nothing but soft ops stands between, and the number
+    of its outputs."""
+    for end in flow.back(output, lambda op: flow.is_soft(op) or sort_name(op) in ops.ELEMENTWISE | ops.SOFTMAX):
         op = flow.maker(end)
         if op is not None and sort_name(op) in ops.CONTRACTION and flow.linear[op.index]:
             names = [flow.graph.site(value) for value in op.inputs if flow.graph.values[value].kind == "param"]
-            return max(names, key=lambda name: len(flow.shape(flow.graph.addresses[name])), default=None)
+            site = max(names, key=lambda name: len(flow.shape(flow.graph.addresses[name])), default=None)
+            return None if site is None else (site, flow.shape(op.outputs[0])[channels(op)])
     return None

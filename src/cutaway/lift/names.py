@@ -10,10 +10,11 @@ from ..site import unknown
 from . import ops
 from .blocks import AXES, Block, Slots
 from .flow import Flow
+from .gates import inside
 from .ops import active, sort_name
 
 _ALIASES: tuple[tuple[str, str], ...] = (
-    (r"(?:blocks\.(\d+)\.)attn\.hook_(q|k|v|z|pattern)", r"L\1.attn.\2"),
+    (r"(?:blocks\.(\d+)\.)attn\.hook_(q|k|v|z|pattern|result)", r"L\1.attn.\2"),
     (r"(?:blocks\.(\d+)\.)attn\.hook_rot_(q|k)", r"L\1.attn.\2"),
     (r"(?:blocks\.(\d+)\.)attn\.hook_attn_scores", r"L\1.attn.scores"),
     (r"(?:blocks\.(\d+)\.)hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)", r"L\1.\2"),
@@ -58,14 +59,16 @@ def standard_sites(flow: Flow, sources: list[Block], found: list[Block], output:
         axes = _axes(flow, block)
         if block.kind == "attention":
             _attention_sites(flow, block, sites)
-        else:
+        elif block.kind not in ("ssm", "moe"):  # those are named in mixing.py
             put(f"{name}.out", block.write, axes)
-            for read in block.reads:
-                put(f"{name}.{read.port}", read.value, axes if len(flow.shape(read.value)) == len(axes) else ())
+            reads = [(read.port, read.value) for read in block.reads]
+            for port, value in inside(flow, block) if block.kind == "state" else reads:
+                put(f"{name}.{port}", value, axes if len(flow.shape(value)) == len(axes) else ())
         if block.kind == "mlp":
             first = next((read for read in block.reads if read.port == "gate"), block.reads[0])
             put(f"{block.name}.pre", first.value, axes)
-    put("logits", output, (*_plain(flow, output)[:-1], "vocab"))
+    axes = _plain(flow, output)
+    put("logits", output, axes if "channel" in axes else (*axes[:-1], "vocab"))
     _stream_sites(flow, found, sites)
     return sites
 
@@ -74,22 +77,46 @@ def _place(flow: Flow, value: int, axes: tuple[str, ...]) -> Found:
     """A value's place; batch and positions folded into one axis are told apart."""
     shape = flow.shape(value)
     if len(shape) == 2 and flow.batch and shape[0] != flow.batch and shape[0] % flow.batch == 0:
-        return Found(flow.graph.site(value), ("batch", "pos", axes[-1]), shape[0] // flow.batch)
+        length = shape[0] // flow.batch
+        if flow.time_major and (length, flow.batch) in flow.sequences:
+            return Found(flow.graph.site(value), ("pos", "batch", axes[-1]), flow.batch)
+        if (flow.batch, length) in flow.sequences:
+            return Found(flow.graph.site(value), ("batch", "pos", axes[-1]), length)
     return Found(flow.graph.site(value), axes)
+
+
+def folded_place(flow: Flow, value: int, last: str) -> Found:
+    """A value's place where it is by token, examples and positions in one axis or two, and `last` names the rest."""
+    shape = flow.shape(value)
+    if len(shape) == 3 and shape[0] == flow.batch:
+        return Found(flow.graph.site(value), ("batch", "pos", last))
+    if len(shape) == 2:
+        found = _place(flow, value, ("batch", last))
+        return found if found.fold or shape[0] == flow.batch else Found(found.address, ("row", last))
+    return Found(flow.graph.site(value), ())
 
 
 def _plain(flow: Flow, value: int) -> tuple[str, ...]:
     names = {2: ("batch", "neuron"), 3: ("batch", "pos", "neuron"), 4: ("batch", "channel", "height", "width")}
     shape = flow.shape(value)
-    return names.get(len(shape), tuple(map(str, range(len(shape)))))
+    found = list(names.get(len(shape), map(str, range(len(shape)))))
+    if len(shape) == 3 and flow.time_major and shape[1] == flow.batch:
+        return ("pos", "batch", "neuron")
+    if value in flow.packed:
+        found[0] = "row"
+    elif 1 < len(shape) < 4 and shape[0] != 1 and shape[0] % flow.batch:  # edges of a graph, say
+        found[0] = "0"
+    return tuple(found)
 
 
 def _axes(flow: Flow, block: Block) -> tuple[str, ...]:
     axes = list(_plain(flow, block.write))
+    if block.kind == "mlp" and len(axes) == 4:  # neurons are on the last axis, of an image too
+        return ("batch", "height", "width", "neuron")
     if block.mark and block.slots.axis < len(axes) and block.kind != "attention":
         axes[block.slots.axis] = AXES[block.mark]
     if block.kind == "conv" and len(axes) == 3:
-        axes[2] = "pos"
+        axes[3 - block.slots.axis] = "pos"
     return tuple(axes)
 
 
@@ -99,21 +126,35 @@ def _attention_sites(flow: Flow, block: Block, sites: dict[str, Found]) -> None:
 
     def put(name: str, value: int, slots: Slots, axes: tuple[str, ...]) -> None:
         fold = slots.count if slots.tiled and flow.shape(value)[0] == flow.batch * slots.count else 0
+        if not slots.tiled and len(flow.shape(value)) == 4 and (windows := _windows(flow, value)) > 1:
+            sites[f"{block.name}.{name}"] = Found(graph.site(value), (axes[0], "window", *axes[1:]), windows)
+            return
         if len(flow.shape(value)) + bool(fold) != 4:
             axes = (axes[0], *axes[2:]) if len(flow.shape(value)) == 3 else ()
         sites[f"{block.name}.{name}"] = Found(graph.site(value), axes, fold)
 
+    def headed(slots: Slots) -> tuple[str, ...]:
+        return ("batch", "pos", "head", "neuron") if slots.axis == 2 else ("batch", "head", "pos", "neuron")
+
     for read in block.reads:
-        put(read.port, read.value, read.slots, ("batch", "head", "pos", "neuron"))
-    put("z", block.write, block.slots, ("batch", "head", "pos", "neuron"))
+        put(read.port, read.value, read.slots, headed(read.slots))
+    put("z", block.write, block.slots, headed(block.slots))
     if "fused" in block.extra:
         address = graph.address(graph.ops[block.extra["fused"]])
-        sites[f"{block.name}.pattern"] = Found(f"{address}//_safe_softmax.0", inside)
-        sites[f"{block.name}.scores"] = Found(f"{address}//_safe_softmax.0<", inside)
+        windows = _windows(flow, block.write)
+        axes, fold = (inside, 0) if windows == 1 else ((inside[0], "window", *inside[1:]), windows)
+        sites[f"{block.name}.pattern"] = Found(f"{address}//_safe_softmax.0", axes, fold)
+        sites[f"{block.name}.scores"] = Found(f"{address}//_safe_softmax.0<", axes, fold)
     else:
         for name in ("pattern", "scores"):
             value = block.extra[name]
             put(name, value, block.slots, inside)
+
+
+def _windows(flow: Flow, value: int) -> int:
+    """How many windows of each example an attention's first axis holds, batch slowest; 1 where it holds the batch."""
+    first = flow.shape(value)[0]
+    return first // flow.batch if flow.batch > 1 and first > flow.batch and first % flow.batch == 0 else 1
 
 
 def _stream_sites(flow: Flow, found: list[Block], sites: dict[str, Found]) -> None:
@@ -123,24 +164,25 @@ def _stream_sites(flow: Flow, found: list[Block], sites: dict[str, Found]) -> No
     to; an attention or an MLP without a partner of its number is a layer of its own. Where numbers do not match so
     (a decoder with cross-attention) there is no resid_mid and no resid_post.
     """
-    stream = _stream(flow)
+    stream = stream_of(flow)
     for place, value in enumerate(stream):
-        sites[f"resid.{place}"] = _stream_place(flow, value)
+        sites[f"resid.{place}"] = place_of(flow, value)
     members = set(stream)
     layers: dict[str, dict[str, tuple[int | None, int | None]]] = {}
     for block in found:
-        if block.kind not in ("attention", "mlp") or not members:
+        if block.kind not in ("attention", "mlp", "moe", "ssm") or not members:
             continue
         layer, part = block.name.split(".")
-        before, (out, after) = _stream_before(flow, block, members), _way_out(flow, block)
-        layers.setdefault(layer, {})[part] = (before, after)
+        before, (out, after) = _stream_before(flow, block, members), way_out(flow, block)
+        if block.kind != "ssm":
+            layers.setdefault(layer, {})[part] = (before, after)
         if out is not None:
-            sites[f"{layer}.{part}_out"] = _stream_place(flow, out)
+            sites[f"{layer}.{part}_out"] = place_of(flow, out)
     starts = [parts["attn"][0] for parts in layers.values() if "attn" in parts]
     ends = {*starts, *stream[-1:]}
     for layer, parts in layers.items():
         for name, value in _layer(flow, parts, ends).items():
-            sites[f"{layer}.{name}"] = _stream_place(flow, value)
+            sites[f"{layer}.{name}"] = place_of(flow, value)
 
 
 def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]], ends: set[int | None]) -> dict[str, int]:
@@ -150,10 +192,10 @@ def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]], ends: se
     """
     names: dict[str, int | None] = {}
     start, middle = parts.get("attn", (None, None))
-    second, end = parts.get("mlp", (None, None))
+    second, end = parts.get("mlp", parts.get("moe", (None, None)))
     if "attn" not in parts:
         names = {"resid_pre": second, "resid_post": end}
-    elif "mlp" not in parts:  # something that is no MLP to us, experts say, may come before the layer ends
+    elif "mlp" not in parts and "moe" not in parts:  # something that is no MLP to us, experts say, may come before the layer ends
         names = {"resid_pre": start, "resid_post": middle if middle in ends else None}
     elif second == start:  # both read the same: a parallel layer
         names = {"resid_pre": start, "resid_post": end}
@@ -168,7 +210,7 @@ def _is_norm(op: Op) -> bool:
     return sort_name(op) in ops.NORMS
 
 
-def _stream(flow: Flow) -> list[int]:
+def stream_of(flow: Flow) -> list[int]:
     """What residual adds add to and what they give, in order of execution."""
     adds = flow.residual_adds
     values = {flow.graph.ops[op].outputs[0] for op in adds}
@@ -178,9 +220,9 @@ def _stream(flow: Flow) -> list[int]:
     return sorted(values, key=lambda value: (flow.graph.values[value].op, value))
 
 
-def _stream_place(flow: Flow, value: int) -> Found:
-    axes = ("batch", "pos", "neuron") if len(flow.shape(value)) == 3 else _plain(flow, value)
-    return _place(flow, value, axes)
+def place_of(flow: Flow, value: int) -> Found:
+    """The place of a value of the residual stream, or of what is added to it."""
+    return _place(flow, value, _plain(flow, value))
 
 
 def _stream_before(flow: Flow, block: Block, stream: set[int]) -> int | None:
@@ -196,7 +238,7 @@ def _stream_before(flow: Flow, block: Block, stream: set[int]) -> int | None:
     return None
 
 
-def _way_out(flow: Flow, block: Block) -> tuple[int | None, int | None]:
+def way_out(flow: Flow, block: Block) -> tuple[int | None, int | None]:
     """What a block adds to the residual stream, before anything else is added to it, and the stream after that."""
     branches = {branch: op for op, (_, branch) in flow.residual_adds.items()}
     waiting: list[tuple[int, int | None]] = [(block.write, None)]

@@ -7,7 +7,7 @@ nonlinear and opaque: it becomes a node of its own, so a network with unknown op
 from __future__ import annotations
 
 from ..graph import Op
-from ..run.structure import Ref
+from ..run.structure import Ref, swap
 from ..run.tape import Tape
 
 LAYOUT = frozenset(
@@ -17,17 +17,22 @@ LAYOUT = frozenset(
     half double bfloat16 alias detach as_strided tensor_split unfold fold pixel_shuffle pixel_unshuffle index_select
     gather take_along_dim view_as reshape_as identity data unsafe_view unsafe_split unsafe_chunk copy index
     channel_shuffle index_put setitem scatter select_scatter slice_scatter as_strided_scatter rot90 tril triu diagonal
-    requires_grad index_add scatter_add copy_ lift_fresh numpy_T""".split()
+    requires_grad index_add scatter_add copy_ lift_fresh numpy_T pack_padded_sequence pad_packed_sequence""".split()
 )
+FITTING = frozenset("pad constant_pad_nd getitem slice narrow contiguous clone".split())  # what makes a skip fit
 ADDITIVE = frozenset("add sub radd rsub iadd isub neg sum mean cumsum nansum diff".split())
 SCALING = frozenset(
-    "mul div rmul imul idiv truediv itruediv where masked_fill rtruediv multiply divide addcmul".split()
+    "mul div rmul imul idiv truediv itruediv where masked_fill rtruediv multiply divide addcmul lerp".split()
 )
+SUMS = frozenset("add sub radd rsub iadd isub sum cumsum addcmul lerp addmm baddbmm addbmm addmv".split())
 CONTRACTION = frozenset(
     """linear matmul rmatmul mm bmm addmm baddbmm addbmm einsum tensordot bilinear mv addmv dot inner outer
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution conv_tbc""".split()
 )
 CONVOLUTION = frozenset(name for name in CONTRACTION if name.startswith("conv"))
+MIXING = CONTRACTION - CONVOLUTION
+CHOICES = frozenset("topk argmax max sort argsort kthvalue".split())
+SOLVING = frozenset("linalg_solve_triangular solve_triangular linalg_solve linalg_inv inverse".split())
 POOLING = frozenset(
     """avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean_pool
     interpolate upsample upsample_nearest2d upsample_bilinear2d""".split()
@@ -38,6 +43,7 @@ ELEMENTWISE = frozenset(
     logsigmoid log_sigmoid threshold softsign sign heaviside round floor glu hardshrink softshrink tanhshrink sinc atan
     bernoulli rpow ipow""".split()
 )
+SPREADS = frozenset("norm vector_norm linalg_vector_norm var std var_mean std_mean".split())  # of many numbers, one
 PRODUCTS = SCALING | frozenset("outer".split())
 NORMS = frozenset(
     "layer_norm rms_norm group_norm instance_norm local_response_norm native_layer_norm native_group_norm normalize "
@@ -48,14 +54,22 @@ RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_ce
 # Ops that look at the shape of what they are given, never at its numbers.
 SHAPE_ONLY = frozenset(
     """new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like
-    randint_like""".split()
+    randint_like zeros ones empty eye""".split()
 )
 SDPA = "scaled_dot_product_attention"
 
 
 def sort_name(op: Op) -> str:
-    """The name of an op without the marks of private, unsafe and in-place variants."""
-    return op.name.strip("_")
+    """The name of an op without the marks of private, unsafe and in-place variants.
+
+    An einsum of one operand contracts nothing: it rearranges and sums.
+    """
+    return "sum" if op.name == "einsum" and len(op.inputs) == 1 else op.name.strip("_")
+
+
+def channels(op: Op) -> int:
+    """The axis of a contraction's result along which its outputs lie."""
+    return 1 if sort_name(op) in CONVOLUTION and sort_name(op) != "conv_tbc" else -1
 
 
 def active(op: Op, activations: set[int]) -> list[int]:
@@ -76,7 +90,7 @@ def is_linear(tape: Tape, op: Op, activations: set[int]) -> bool:
     if name == "rtruediv":
         return False
     if name in SCALING or name in CONTRACTION:
-        return len(moving) == 1
+        return len(moving) == 1 and _times(tape, op, moving[0]) == 1
     if name in ("batch_norm", "native_batch_norm"):
         return not _trains(tape, op)
     return False
@@ -85,6 +99,16 @@ def is_linear(tape: Tape, op: Op, activations: set[int]) -> bool:
 def is_product(tape: Tape, op: Op, activations: set[int]) -> bool:
     """Whether the op multiplies or divides activations elementwise."""
     return sort_name(op) in PRODUCTS and not is_linear(tape, op, activations)
+
+
+def _times(tape: Tape, op: Op, value: int) -> int:
+    """How often an op reads a value: twice in x * x."""
+    call = tape.calls[op.index]
+    if call.slots is not None:
+        return sum(source == value for _, source in call.slots)
+    found: list[int] = []
+    swap((call.args, call.kwargs), Ref, lambda ref: found.append(ref.id))
+    return found.count(value)
 
 
 def _first(tape: Tape, op: Op) -> int:

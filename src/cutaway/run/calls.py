@@ -138,7 +138,7 @@ def _inplace_position(func: Any) -> int:
     """The position of an `inplace` parameter of a Python function, or -1."""
     if not isinstance(func, types.FunctionType):
         return -1
-    names = list(inspect.signature(func).parameters)
+    names = list(inspect.signature(func, follow_wrapped=False).parameters)  # what is wrapped may be built in
     return names.index("inplace") if "inplace" in names else -1
 
 

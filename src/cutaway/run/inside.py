@@ -6,6 +6,7 @@ matrix products and softmax, nn.LSTM, GRU and RNN into steps and gates.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -26,6 +27,10 @@ OPAQUE = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_a
 
 
 class _AtenMode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and shielding it from the compiler would import all of that
+
     def __init__(self, log: Logger) -> None:
         super().__init__()
         self.log = log
@@ -45,6 +50,8 @@ class _AtenMode(TorchDispatchMode):
         packed = self.log.pack(args, kwargs)
         rng = torch.get_rng_state() if kind.random else None
         out = func(*args, **kwargs)
+        if rng is not None and torch.equal(rng, torch.get_rng_state()):
+            rng = None
         self.log.log(kind, func, args, kwargs, packed, out, writes, rng)
         return out
 
@@ -59,6 +66,7 @@ def _parts(tape: Tape, index: int) -> tuple[Logger, list[int], list[int]]:
     args = swap(call.args, Ref, lambda ref: held[ref.id])
     kwargs = swap(call.kwargs, Ref, lambda ref: held[ref.id])
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())  # what torch imports at first use adds filters
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())

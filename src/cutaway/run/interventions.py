@@ -180,13 +180,19 @@ def put(value: Tensor, where: tuple[Index, ...], part: Tensor) -> Tensor:
     )
 
 
-def editor(what: Intervention, where: tuple[Index, ...], source: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The function of a whole value that an intervention is. `source` is the whole value in the source run."""
+def editor(
+    what: Intervention, where: tuple[Index, ...], source: Tensor | None, batch: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """The function of a whole value that an intervention is. `source` is the whole value in the source run; `mean` and
+    `resample` act along the axis `batch`."""
 
     edit = EDITS[what.kind]
     dropped = tuple(axis for axis, index in enumerate(where) if isinstance(index, int))
 
     def made(part: Tensor, other: Tensor | None) -> Tensor:
+        if what.kind in ("mean", "resample") and batch and not isinstance(what.arg, Tensor):
+            moved = None if other is None else other.movedim(batch, 0)
+            return edit(part.movedim(batch, 0), moved, what).movedim(0, batch)
         if what.kind not in ("patch", "add", "scale", "mean") or not isinstance(what.arg, Tensor):
             return edit(part, other, what)
         return edit(part, other, replace(what, arg=_fitted(part, what, dropped)))

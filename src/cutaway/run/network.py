@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DivergenceError, InputError, SiteError
+from ..errors import DivergenceError, InputError, ModelError, SiteError
+from ..graph import Graph
 from ..site import Site
+from .follow import Guide, follow, form
 from .interventions import Intervention
 from .keep import Kept
 from .record import Edits, record_tape
-from .structure import swap, tensors
-from .trace import Trace
-from .untouched import Seal
+from .structure import fresh, tensors
+from .trace import Trace, receipts
+from .untouched import Seal, Snapshot
+from .views import written_through
+
+_MOST_GUIDES = 8  # forms of inputs whose last recording is remembered
 
 
 class Tokenizer(Protocol):
@@ -57,10 +62,12 @@ class Network:
         self._seals = [
             (inner._parameters, key, f"{path}.{key}".lstrip("."), Seal(parameter))
             for path, inner in module.named_modules()
+            if isinstance(inner._parameters, dict)  # compiled TorchScript inside makes new tensors whenever asked
             for key, parameter in inner._parameters.items()
             if parameter is not None
         ]
         self._fingerprint: str | None = None
+        self._guides: dict[Any, Guide] = {}
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.module.parameters())
@@ -85,6 +92,11 @@ class Network:
         for owner, key, name, seal in self._seals:
             if owner.get(key) is not seal.tensor or seal.broken():
                 raise DivergenceError(f"'{name}' changed since '{self.name}' was opened; open it and record again.")
+
+    def plans(self, graph: Graph) -> dict[Any, Any]:
+        """What was worked out for runs of this graph; kept as long as new runs follow it."""
+        guide = next((guide for guide in self._guides.values() if guide.tape.graph is graph), None)
+        return guide.plans if guide is not None else {}
 
     # ---- inputs
 
@@ -132,13 +144,24 @@ class Network:
         found = list(tensors((args, kwargs)))
         if not found and not inputs:
             raise InputError("Nothing to run on; give a text, a list of texts or tensors.")
+        if any(isinstance(item, Iterator) for item in (*args, *kwargs.values())):
+            raise InputError("An input is an iterator, which can be read only once; give a list of its items.")
         for tensor in found:
+            if tensor.is_meta:
+                raise InputError("An input is on the meta device and holds no numbers; give one with numbers.")
+            if tensor.is_nested:
+                if tensor.layout is torch.strided:
+                    raise InputError(
+                        "An input is a nested tensor of the old layout, whose parts torch does not show; make it with "
+                        "layout=torch.jagged, or give its parts one by one."
+                    )
+                continue
             if tensor.ndim and tensor.shape[0] == 0:
                 raise InputError("The batch is empty; give at least one example.")
             if tensor.is_floating_point() and torch.isnan(tensor).any():
                 raise InputError("An input holds NaN; clean the data first.")
         # Copies, so that a buffer that is used again does not change what was recorded.
-        args, kwargs = swap((args, kwargs), Tensor, torch.clone)
+        args, kwargs = fresh((args, kwargs))
         return args, {**self.defaults, **kwargs}
 
     def _input(self, item: Any) -> Any:
@@ -179,10 +202,29 @@ class Network:
         edits: Edits | None = None,
     ) -> Trace:
         self.check_weights()
+        key = None if edits else form(args, kwargs)
+        guide = self._guides.pop(key, None) if key is not None else None
+        if guide is not None and guide.snapshot.same():
+            found = follow(self.module, guide, *fresh((args, kwargs)), keep)
+            if found is not None:
+                self._guides[key] = guide
+                return Trace(self, found[0], args, kwargs, found[1])
+        snapshot = Snapshot(self.module)
         try:
-            tape, output = record_tape(self.module, args, kwargs, keep, edits)
+            # What a run writes into its inputs, a cache for example, stays its own.
+            tape, output = record_tape(self.module, *fresh((args, kwargs)), keep, edits, snapshot)
         finally:  # a run that writes into its weights has put them back, but their versions have moved on
             self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
+        if tape.graph.outputs and not tape.graph.rooted():
+            raise ModelError(
+                f"Nothing of '{self.name}' can be recorded: no torch call of this thread leads from its inputs or "
+                "weights to its output, so its forward runs in another thread or process, in compiled code or outside "
+                "torch; open the module that does the work."
+            )
+        if key is not None and (recorded := Guide.of(tape, snapshot)) is not None:
+            self._guides[key] = recorded
+            while len(self._guides) > _MOST_GUIDES:
+                del self._guides[next(iter(self._guides))]
         return Trace(self, tape, args, kwargs, output)
 
     def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | bool:
@@ -209,9 +251,11 @@ class Network:
         for address, edit in zip(addresses, edits, strict=True):
             if address.startswith(("param:", "buffer:", "const:")) or "/alias." in address:
                 raise SiteError(f"'{address}' is not made by a call of the network; edit it by a replay of a trace.")
-            table.setdefault(address.removesuffix(":0"), []).append(edit)
+            if written_through(plain.tape, address):
+                raise SiteError(f"'{address}' is a view that the network writes through; edit it by a replay of a trace.")
+            table.setdefault(address if address.startswith("input:") else address.removesuffix(":0"), []).append(edit)
         found = self._record(plain.args, plain.kwargs, True, table)
-        found.receipt = tuple(fire() for fire in fired)
+        found.receipt = receipts(fired)
         found.interventions = tuple(interventions)
         found.live = True
         return found
@@ -223,4 +267,5 @@ def accepts(module: nn.Module, name: str) -> bool:
 
 
 def _inside(trace: Trace, interventions: Sequence[Intervention]) -> bool:
-    return any("//" in trace.locate(what.site).address for what in interventions)
+    addresses = [trace.locate(what.site).address for what in interventions]
+    return any("//" in address or written_through(trace.tape, address) for address in addresses)

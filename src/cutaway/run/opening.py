@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import organisms
-from ..errors import FormatError, ModelError
+from ..errors import FormatError, InputError, ModelError
 from .network import Network, Tokenizer, accepts
 from .trace import Trace
 
@@ -44,7 +45,8 @@ class _Transformers:
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text)["input_ids"])
+        found = self.tokenizer(text)
+        return _unpadded(list(found["input_ids"]), found.get("attention_mask"))
 
     def token(self, text: str) -> list[int]:
         """The ids of a text as it would continue another one.
@@ -81,13 +83,13 @@ def open_network(
     if isinstance(what, Network):
         return what
     if isinstance(what, nn.Module):
+        _refuse(what)
         label = name or type(what).__name__
         words = _tokenizer(tokenizer)
         return Network(what, name=label, source="module", tokenizer=words, processor=processor, lifter=lifter)
     if not isinstance(what, (str, os.PathLike)):
-        raise ModelError(
-            f"Cannot open a {type(what).__name__}; give a module, a folder, a hub id or an organism's name."
-        )
+        hint = _UNPACKED.get(type(what).__name__, "give a module, a folder, a hub id or an organism's name")
+        raise ModelError(f"Cannot open a {type(what).__name__}; {hint}.")
     text = os.fspath(what)
     if text in organisms.names():
         organism = organisms.load(text)
@@ -98,6 +100,32 @@ def open_network(
     return net
 
 
+# What holds a network without being one, to how it is taken out.
+_UNPACKED = {
+    "ExportedProgram": "it is a program without a forward; give its .module()",
+    "PackageImporter": "it is an archive of code; give the module that its load_pickle returns",
+    "ScriptFunction": "compiled TorchScript runs outside Python, where no call in it can be seen; give the function's "
+    "source as a module",
+}
+
+
+def _refuse(module: nn.Module) -> None:
+    """Raises ModelError for a module of which nothing can be recorded, with the reason."""
+    name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"'{getattr(module, 'original_name', name)}' is compiled TorchScript, which runs outside Python, so no "
+            "call in it can be seen; open the module that it was made from."
+        )
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"'{path}' of {name} has no shape before the first run; run the module once, then open.")
+        if tensor.is_inference():
+            raise ModelError(f"'{path}' of {name} was made in inference mode and knows no gradients; make it outside.")
+        if tensor.is_meta:
+            raise ModelError(f"'{path}' of {name} is on the meta device and holds no numbers; load the weights first.")
+
+
 class _Plain:
     """A tokenizer with encode and decode alone, such as one of the tokenizers library."""
 
@@ -106,12 +134,21 @@ class _Plain:
 
     def encode(self, text: str) -> list[int]:
         found = self.tokenizer.encode(text)
-        return list(getattr(found, "ids", found))
+        return _unpadded(list(getattr(found, "ids", found)), getattr(found, "attention_mask", None))
 
     token = encode
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
+
+
+def _unpadded(ids: list[int], mask: Sequence[int] | None) -> list[int]:
+    """Token ids, when the tokenizer says that none of them is padding. Raises InputError otherwise."""
+    if mask is not None and not all(mask):
+        raise InputError(
+            "The tokenizer pads its texts, and padding would change what the network sees; turn its padding off."
+        )
+    return ids
 
 
 def _tokenizer(tokenizer: Any) -> Tokenizer | None:

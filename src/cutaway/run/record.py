@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CutawayError, ModelError
-from .calls import HIDDEN_WRITES, Kind, kind_of
+from .calls import Kind, kind_of
 from .keep import Kept
 from .structure import swap, tensors
-from .tape import Logger, Tape, Writes
-from .untouched import Seal, untouched
+from .tape import Logger, Tape
+from .targets import targets as targets_of
+from .untouched import Seal, Snapshot, untouched
 from .watching import Edits, edited, watching
 
 
@@ -53,7 +54,7 @@ class _Mode(TorchFunctionMode):
     def run(self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call and log it."""
         log = self.log
-        targets = _targets(kind, args, kwargs)
+        targets = targets_of(kind, args, kwargs)
         versions = []
         if targets:
             log.prepare_write([tensor for _, tensor in targets])
@@ -61,6 +62,8 @@ class _Mode(TorchFunctionMode):
         packed = log.pack(args, kwargs) if targets else None
         rng = torch.get_rng_state() if kind.random else None
         out = func(*args, **kwargs)
+        if rng is not None and torch.equal(rng, torch.get_rng_state()):
+            rng = None  # it drew nothing: attention without dropout, say
         if not targets and not kind.guard and not isinstance(out, (Tensor, tuple, list)):
             return out
         if type(out) is torch.Size:
@@ -78,40 +81,15 @@ class _Mode(TorchFunctionMode):
         return out
 
 
-def _targets(kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Writes:
-    """The tensors a call may write into, as (position or keyword, tensor)."""
-    places: list[tuple[int | str, Any]]
-    if "out" in kwargs:
-        places = [("out", tensor) for tensor in tensors(kwargs["out"])]
-        return places[:1]
-    if kind.hidden:
-        hidden, (asked_at, asked_as) = HIDDEN_WRITES[kind.name]
-        if not kwargs.get(asked_as, args[asked_at] if len(args) > asked_at else False):
-            return []
-        places = [(at, args[at]) if len(args) > at else (word, kwargs.get(word)) for at, word in hidden]
-        return [(place, item) for place, item in places if isinstance(item, Tensor)]
-    if kind.inplace >= 0:
-        asked = kwargs.get("inplace", args[kind.inplace] if len(args) > kind.inplace else False)
-        if not asked:
-            return []
-        first = args[0] if args else kwargs.get("input")
-        return [(0 if args else "input", first)] if isinstance(first, Tensor) else []
-    if not kind.writes:
-        return []
-    if not kind.foreign:  # torch's own functions write into their first argument
-        return [(0, args[0])] if args and isinstance(args[0], Tensor) else []
-    places = [*enumerate(args), *kwargs.items()]
-    return [(place, item) for place, item in places if isinstance(item, Tensor)]
-
-
 def record_tape(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     keep: Kept | bool = True,
     edits: Edits | None = None,
+    snapshot: Snapshot | None = None,
 ) -> tuple[Tape, Any]:
-    """Run `model(*args, **kwargs)` once and return its tape and its output.
+    """Run `model(*args, **kwargs)` once and return its tape and its output; `snapshot` is of the model as it is now.
 
     Raises ModelError when the forward pass raises; the model and torch are as before in any case.
     """
@@ -124,7 +102,7 @@ def record_tape(
         for place, tensor in enumerate(tensors((args, kwargs))):
             graph.inputs.append(log.leaf(tensor, "input", str(place)))
         try:
-            with _uncollected(), untouched(model), torch.enable_grad(), watching(mode, model), mode:
+            with _uncollected(), untouched(model, snapshot), torch.enable_grad(), watching(mode, model), mode:
                 out = model(*args, **kwargs)
             out = log.settled(out)
         except CutawayError:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergenceError
+from .inner_gradients import differentiating, made_again
 from .structure import Ref, swap, tensors
 from .tape import Tape
 
@@ -48,12 +49,14 @@ class Step:
 
 @dataclass(slots=True)
 class Plan:
-    """Steps, the values that must be there at the start, and where the targets will lie."""
+    """Steps, the values that must be there at the start, where the targets will lie, and the `roots` by which the
+    network differentiates inside its forward."""
 
     steps: list[Step]
     stored: list[int]
     targets: dict[int, int]
     ops: int
+    roots: frozenset[int] = frozenset()
 
 
 def plan(
@@ -76,6 +79,8 @@ def plan(
     for numbers in by_value.values():  # as in a run: an edit of the value comes before one after a module's exit
         numbers.sort(key=lambda number: places[number].after)
     touched = _reach(tape, places, by_value, halted)
+    again, roots = made_again(tape, targets, touched, given)
+    touched |= again
     needed, stored = _need(tape, targets, by_value, touched, given, halted)
     needed_ops = sorted(needed)
     steps: list[Step] = []
@@ -110,7 +115,7 @@ def plan(
     end = len(calls)
     found = {value: version(value, end) for value in targets}
     _mark_frees(steps, set(found.values()), tape)
-    return Plan(steps, stored, found, len(needed_ops))
+    return Plan(steps, stored, found, len(needed_ops), frozenset(roots))
 
 
 def _reach(tape: Tape, places: Sequence[Place], by_value: Mapping[int, list[int]], halted: set[int]) -> set[int]:
@@ -193,15 +198,26 @@ def execute(
     if torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return execute(tape, todo, edits, given, on_value)
+    if todo.roots and not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return execute(tape, todo, edits, given, on_value)
     environment: dict[int, Tensor] = {}
     for value in todo.stored:
         found = given.get(value) if given else None
         environment[value] = found if found is not None else _stored(tape, value)
+        if value in todo.roots:
+            environment[value] = _required(environment[value])
     for step in todo.steps:
         if step.edit >= 0:
             environment[step.target] = edits[step.edit](environment[step.source])
         else:
-            _step(tape, step, environment)
+            if todo.roots:
+                with differentiating(tape, step.op):
+                    _step(tape, step, environment)
+            else:
+                _step(tape, step, environment)
+            for value in todo.roots.intersection(tape.graph.ops[step.op].outputs) if todo.roots else ():
+                environment[value] = _required(environment[value])
             if on_value is not None:
                 for value in tape.graph.ops[step.op].outputs:
                     on_value(value, environment[value])
@@ -210,10 +226,16 @@ def execute(
     return {value: environment[slot] for value, slot in todo.targets.items()}
 
 
+def _required(root: Tensor) -> Tensor:
+    return root if root.requires_grad else root.detach().requires_grad_()
+
+
 def _stored(tape: Tape, value: int) -> Tensor:
     found = tape.leaves.get(value)
     if found is None:
         found = tape.kept[value]
+        if found.requires_grad:  # a view of a parameter, frozen in the recording and not any more
+            return found.detach()
     return found.detach() if isinstance(found, torch.nn.Parameter) else found
 
 
@@ -246,7 +268,14 @@ def _step(tape: Tape, step: Step, environment: dict[int, Tensor]) -> None:
         if call.results and call.results[0] >= 0:
             environment[call.results[0]] = out
     else:
-        for tensor, value in zip(tensors(out), call.results, strict=False):
+        made = list(tensors(out))
+        if call.results and len(made) != len(call.results):
+            where = tape.graph.address(tape.graph.ops[step.op])
+            raise DivergenceError(
+                f"{where} gave {len(made)} values where the recording had {len(call.results)}, so the network may take "
+                "another path; run it live instead of replaying it."
+            )
+        for tensor, value in zip(made, call.results, strict=True):
             if value >= 0:
                 environment[value] = tensor
 
@@ -266,16 +295,19 @@ def _as_recorded(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 def _compare(tape: Tape, op: int, out: Any) -> None:
     recorded = tape.calls[op].answer
-    if hasattr(recorded, "shape"):  # an array
-        same = out.shape == recorded.shape and bool((out == recorded).all())
-    else:
-        same = bool(out == recorded or (out != out and recorded != recorded))
-    if not same:
+    if not agrees(out, recorded):
         where = tape.graph.address(tape.graph.ops[op])
         raise DivergenceError(
             f"At {where} the network read {_short(out)} from a tensor where the recording read {_short(recorded)}, "
             "so it may take another path; run it live instead of replaying it."
         )
+
+
+def agrees(out: Any, recorded: Any) -> bool:
+    """Whether two Python values taken from tensors are the same; NaN is the same as NaN."""
+    if hasattr(recorded, "shape"):  # an array
+        return out.shape == recorded.shape and bool((out == recorded).all())
+    return bool(out == recorded or (out != out and recorded != recorded))
 
 
 def _short(value: Any) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 ATOMS = frozenset({int, float, str, bool, type(None)})
+_SHARED = (nn.Module, type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 
 
 class Ref:
@@ -47,7 +50,18 @@ def swap(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         fields = {field.name: swap(getattr(tree, field.name), kind, change) for field in dataclasses.fields(tree)}
         return dataclasses.replace(tree, **fields)
+    if held := _held(tree):
+        twin = copy.copy(tree)
+        vars(twin).update({name: change(value) if isinstance(value, kind) else value for name, value in held.items()})
+        return twin
     return tree
+
+
+def _held(tree: Any) -> dict[str, Any]:
+    """The tensors, or what stands for them, in the attributes of an object such as a distribution."""
+    if isinstance(tree, _SHARED) or not hasattr(tree, "__dict__"):
+        return {}
+    return {name: value for name, value in vars(tree).items() if isinstance(value, (Tensor, Ref))}
 
 
 def _like(mapping: Mapping[str, Any], items: dict[str, Any]) -> Any:
@@ -58,7 +72,7 @@ def _like(mapping: Mapping[str, Any], items: dict[str, Any]) -> Any:
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor of a structure, in a fixed order; other objects are passed over."""
+    """Every tensor of a structure, in a fixed order; of other objects, those in their attributes."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (list, tuple)):
@@ -70,3 +84,30 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             yield from tensors(getattr(tree, field.name))
+    else:
+        yield from (value for value in _held(tree).values() if isinstance(value, Tensor))
+
+
+def fresh(tree: Any) -> Any:
+    """A copy of inputs, down to the tensors in objects such as caches, so that a run may write into all of it.
+
+    What cannot be copied is used as it is.
+    """
+    memo: dict[int, Any] = {}
+    waiting, held = [tree], []
+    while waiting:
+        item = waiting.pop()
+        if id(item) in memo or type(item) in ATOMS:
+            continue
+        held.append(item)  # so that its id stays its own
+        memo[id(item)] = item.clone() if isinstance(item, Tensor) else item
+        if isinstance(item, (Tensor, *_SHARED)):
+            continue
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        waiting += item if isinstance(item, (list, tuple, set)) else getattr(item, "__dict__", {}).values()
+    kept = {id(item): memo[id(item)] for item in held if isinstance(item, (Tensor, *_SHARED))}
+    try:
+        return copy.deepcopy(tree, kept)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return swap(tree, Tensor, Tensor.clone)

@@ -56,7 +56,7 @@ class Call:
 @dataclass
 class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
-    written."""
+    written. `pure`: nothing was written in place, drawn, or run out of sight."""
 
     graph: Graph
     calls: list[Call]
@@ -64,6 +64,7 @@ class Tape:
     kept: dict[int, Tensor]
     problems: list[str] = field(default_factory=list)
     seals: dict[int, Seal] = field(default_factory=dict)
+    pure: bool = True
 
 
 class Logger:
@@ -193,7 +194,8 @@ class Logger:
         def copied(tensor: Tensor) -> Tensor:
             if storage_of(tensor) not in undone:
                 return tensor
-            return copies.setdefault(id(tensor), tensor.clone())
+            # A parameter is a leaf again by now, and no gradient may reach it from what was kept.
+            return copies.setdefault(id(tensor), (tensor.detach() if tensor.is_leaf else tensor).clone())
 
         graph.outputs = [self.value(tensor) for tensor in tensors(out)]
         for value, tensor in zip(graph.outputs, tensors(out), strict=True):
@@ -274,6 +276,8 @@ class Logger:
             results.append(value)
         if not outputs and not kind.guard:
             return -1
+        if writes or rng is not None:
+            self.tape.pure = False
         answer = copy.deepcopy(out) if kind.guard else None
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         grad = torch.is_grad_enabled()

@@ -21,8 +21,10 @@ from ..site import Site
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
 from .replay import Place, execute, plan
+from .sizes import Unfit, sizes
 from .structure import swap, tensors
 from .tape import Tape
+from .wavefront import Wavefront, wavefront
 
 if TYPE_CHECKING:
     from .network import Network
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 class Found(NamedTuple):
     """Where a site lies: its raw address and the names of its value's axes.
 
-    With `fold` the value's first axis is batch × heads, `fold` heads, and `axes` names the two apart.
+    With `fold` the value's first axis is batch × heads (or windows), `fold` of them, and `axes` names the two apart.
+    With `derive` it is no value of the run but made from some (a head's own result): it can be read, not edited.
     """
 
     address: str
     axes: tuple[str, ...]
     fold: int = 0
+    derive: Callable[[Trace], Tensor] | None = None
 
     def unfolded(self, value: Tensor) -> Tensor:
         """The value with the axes that `axes` names."""
@@ -136,6 +140,8 @@ class Trace:
         return self._tapes[wanted]
 
     def _whole(self, found: Found) -> Tensor:
+        if found.derive is not None:
+            return found.derive(self)
         if found.address in self._values:
             return self._values[found.address]
         outer = {found.address.split("//")[0]} if "//" in found.address else set()
@@ -162,6 +168,29 @@ class Trace:
                 axes[1] = "pos"
         return tuple(axes)
 
+    def wavefront(
+        self, sites: Iterable[int], target: int, position: int | None, outer: Iterable[str]
+    ) -> tuple[Wavefront, bool]:
+        """How to carry many edits of values together to a target, and whether it was planned for an earlier run.
+
+        A plan serves all runs that share a graph. `outer` are the ops opened in the tape that the values' ids belong
+        to. Raises Unfit when it cannot be done.
+        """
+        wanted = frozenset(outer)
+        tape = self.tape_with(wanted)
+        known = self.net.plans(self.graph)
+        key = (frozenset(sites), target, position, wanted)
+        if key in known:
+            return known[key].on(tape), True
+        try:
+            found = sizes(self, lambda trace: trace.tape_with(wanted))
+            front = wavefront(tape, found, sites, target, position)
+        except Unfit:  # perhaps only the number of positions is what it cannot do otherwise
+            found = sizes(self, lambda trace: trace.tape_with(wanted), positions=False)
+            front = wavefront(tape, found, sites, target, position)
+        known[key] = front
+        return front, False
+
     # ---- changing
 
     def replay(
@@ -186,7 +215,7 @@ class Trace:
         self._check_weights()
         targets = [self._find(tape, self._address(site))[0] for site in until] if until else tape.graph.outputs
         try:
-            made = execute(tape, plan(tape, places, targets), edits)
+            made = execute(tape, plan(tape, places, targets), edits, on_value=self._sized)
         except DivergenceError:
             if inside or any("//" in self._address(what.site) for what in chain):
                 raise
@@ -196,10 +225,19 @@ class Trace:
             output: Any = tuple(self._part(site, value) for site, value in zip(until, whole, strict=True))
         else:
             output = _rebuild(self.output, [made[value] for value in targets])
-        receipt = tuple(fire() for fire in fired)
+        receipt = receipts(fired)
         return Trace(
             self.net, self.tape, self.args, self.kwargs, output, chain, receipt, False, {}, self._tapes, self._lifted
         )
+
+    def _sized(self, value: int, made: Tensor) -> None:
+        """Raises DivergenceError for a value of another size than recorded: what follows has the old one baked in."""
+        wanted = self.graph.values[value].shape if value < len(self.graph.values) else made.shape
+        if made.shape != wanted:
+            raise DivergenceError(
+                f"'{self.graph.site(value)}' has shape {tuple(made.shape)} where the recording has {wanted}, so the "
+                "network may go on otherwise; run it live instead of replaying it."
+            )
 
     def _live(self, chain: tuple[Intervention, ...], until: Sequence[str | Site] | None) -> Trace:
         found = self.net.run_live(self, chain)
@@ -209,6 +247,9 @@ class Trace:
 
     def _find(self, tape: Tape, address: str) -> tuple[int, int]:
         """A raw address in this run's tape or an opened one, where an opened op is gone but its values remain."""
+        if address.startswith("derived:"):
+            what, source = address.removeprefix("derived:").split("<")
+            raise SiteError(f"'{what}' is derived and can only be read from a trace; edit '{source}' instead.")
         value = self.graph.addresses.get(address)
         return tape.graph.find(address) if value is None else (value, 0)
 
@@ -234,7 +275,7 @@ class Trace:
             axes = where.axes or tuple(map(str, range(len(shape))))
             picked = indices(what.site, axes, shape)
             source = self._source(what, shape)
-            edit, receipt = _with_receipt(editor(what, picked, source), what, where)
+            edit, receipt = _with_receipt(editor(what, picked, source, _batch_axis(axes)), what, where)
             places.append(Place(value, after))
             edits.append(edit)
             receipts.append(receipt)
@@ -245,8 +286,10 @@ class Trace:
             return None
         found = what.arg.locate(Site(what.site.name))
         source = found.unfolded(what.arg._whole(found))
-        other = tuple(source.shape)
-        if other[1:] != shape[1:] or (what.kind == "patch" and other[:1] not in ((1,), shape[:1])):
+        other, batch = tuple(source.shape), _batch_axis(found.axes)
+        rows, own = other[batch : batch + 1], shape[batch : batch + 1]
+        rest = other[:batch] + other[batch + 1 :]
+        if rest != shape[:batch] + shape[batch + 1 :] or (what.kind == "patch" and rows not in ((1,), own)):
             raise InputError(
                 f"'{what.site.name}' has shape {tuple(source.shape)} in the source run and {shape} here; "
                 "record both runs on inputs of the same shape."
@@ -273,7 +316,10 @@ def _with_receipt(
         new = new.flatten(0, 1) if where.fold else new
         times += 1
         if value.numel() and not torch._C._functorch.is_batchedtensor(new):
-            largest = float((new.detach() - value.detach()).abs().max())
+            new = _laid_out(new, value)
+            before, after = value.detach(), new.detach()
+            moved = before != after if value.dtype == torch.bool else (after - before).abs()
+            largest = float(moved.max())
             change = largest if largest != largest else max(change, largest)  # NaN is a change that stays
         return new
 
@@ -282,6 +328,30 @@ def _with_receipt(
         return Fired(str(what.site), what.kind, times, change, note)
 
     return run, fired
+
+
+def _batch_axis(axes: tuple[str, ...]) -> int:
+    """The axis of examples: the first, unless names say otherwise."""
+    return axes.index("batch") if "batch" in axes else 0
+
+
+def _laid_out(new: Tensor, value: Tensor) -> Tensor:
+    """An edited value in the memory layout of the value it replaces, as torch's kernels round differently for others."""
+    strides = value.stride()
+    if new.shape != value.shape or new.stride() == strides or 0 in strides:
+        return new
+    return torch.empty_strided(new.shape, strides, dtype=new.dtype, device=new.device).copy_(new)
+
+
+def receipts(fired: Sequence[Callable[[], Fired]]) -> tuple[Fired, ...]:
+    """The receipts of a run's edits. Raises DivergenceError for an edit that was made more than once."""
+    found = tuple(fire() for fire in fired)
+    if twice := [receipt for receipt in found if receipt.times > 1]:
+        raise DivergenceError(
+            f"The edit '{twice[0].kind}' at '{twice[0].site}' was made {twice[0].times} times in one run, which is a "
+            "fault of the recording, for a site is one value of one call; report it with the output of cutaway.check."
+        )
+    return found
 
 
 def _is_sequence(first: Tensor | None) -> bool:
@@ -295,9 +365,10 @@ def main_output(output: Any) -> Tensor:
     if isinstance(named, Tensor):
         return named
     for tensor in tensors(output):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.is_complex():
             return tensor
-    raise InputError("The network returned no floating point tensor, so there is no output to measure.")
+    kind = type(output).__name__
+    raise InputError(f"The network returned no floating point tensor ({kind}), so there is no output to measure.")
 
 
 def _rebuild(output: Any, made: list[Tensor]) -> Any:

@@ -4,82 +4,123 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-_CONTAINERS = (dict, list, set, deque)
+_CONTAINERS = frozenset({dict, list, set, deque})
+_OPAQUE = (nn.Module, torch.Tensor, type, ModuleType, str, int, float, tuple, frozenset, type(None))
+_MOST_OBJECTS = 20_000
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+class Snapshot:
+    """What the modules of a model hold: attributes by identity, and the contents of their containers, nested ones too.
+
+    Plain objects among them (a configuration, say) are looked into, so that a change is noticed; they are shared with
+    the rest of the program, so `restore` leaves them alone.
+    """
+
+    __slots__ = ("_attributes", "_empty", "_objects", "_tables")
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes: list[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
+        self._empty: list[Any] = []
+        self._tables: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
+        self._objects: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
+        seen: set[int] = set()
+        waiting: list[tuple[Any, bool]] = []
+        for module in model.modules():
+            held = module.__dict__
+            self._attributes.append((held, tuple(held), tuple(held.values())))
+            waiting += [(item, True) for item in held.values() if item is not None]
+        while waiting and len(seen) < _MOST_OBJECTS:
+            item, ours = waiting.pop()
+            kind = type(item)
+            if kind in _CONTAINERS or isinstance(item, (dict, list, set, deque)):
+                if not item and ours:
+                    self._empty.append(item)
+                elif id(item) not in seen:
+                    seen.add(id(item))
+                    values = tuple(item.values() if isinstance(item, dict) else item)
+                    keys = tuple(item) if isinstance(item, dict) else ()
+                    (self._tables if ours else self._objects).append((item, keys, values))
+                    waiting += [(inner, ours) for inner in values if not isinstance(inner, _OPAQUE)]
+            elif not isinstance(item, _OPAQUE) and id(item) not in seen and (fields := getattr(item, "__dict__", None)):
+                seen.add(id(item))
+                waiting.append((fields, False))
+
+    def same(self) -> bool:
+        """Whether everything is as it was."""
+        return (
+            not any(self._empty)
+            and all(_same(*entry) for entry in self._attributes)
+            and all(_same(*entry) for entry in self._tables)
+            and all(_same(*entry) for entry in self._objects)
+        )
+
+    def restore(self) -> None:
+        """Put attributes and the contents of containers back."""
+        for held, keys, values in self._attributes:
+            if not _same(held, keys, values):
+                held.clear()
+                held.update(zip(keys, values, strict=True))
+        for table in self._empty:
+            if table:
+                table.clear()
+        for table, keys, values in self._tables:
+            if not _same(table, keys, values):
+                table.clear()
+                if keys:
+                    table.update(zip(keys, values, strict=True))
+                else:
+                    (table.update if isinstance(table, set) else table.extend)(values)
+
+
+def _same(table: Any, keys: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
+    if len(table) != len(values):
+        return False
+    if isinstance(table, dict):
+        return all(map(is_, table.values(), values)) and tuple(table) == keys
+    return all(item in table for item in values) if isinstance(table, set) else all(map(is_, table, values))
+
+
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[None]:
     """Restore attributes, parameters' flags and random number generators of `model` and its modules at the end.
 
     Contents of buffers that the run writes into are restored by the recorder, which sees the writes. Lists, dicts and
-    sets in attributes get their contents back, also those inside one another.
+    sets in attributes get their contents back, also those inside one another. `snapshot` spares taking one.
     """
-    modules = list(model.modules())
-    attributes = [dict(module.__dict__) for module in modules]
-    tables = [_tables(module) for module in modules]
+    snapshot = snapshot or Snapshot(model)
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), _numpy_state()
+    filters = list(warnings.filters)
     try:
-        for parameter, _, _ in parameters:
-            if parameter.is_leaf:
+        for parameter, flag, _ in parameters:
+            if flag and parameter.is_leaf:
                 parameter.requires_grad = False
         yield
     finally:
         for parameter, flag, grad in parameters:
-            if parameter.is_leaf:
+            if parameter.requires_grad != flag and parameter.is_leaf:
                 parameter.requires_grad = flag
-            parameter.grad = grad
-        for module, saved, held in zip(modules, attributes, tables, strict=True):
-            current = module.__dict__
-            if len(current) != len(saved) or any(current.get(name) is not value for name, value in saved.items()):
-                current.clear()
-                current.update(saved)
-            for table, content in held:
-                if not _unchanged(table, content):
-                    table.clear()
-                    (table.extend if isinstance(table, (list, deque)) else table.update)(content)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+        snapshot.restore()
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         if numpy_state is not None:
             sys.modules["numpy"].random.set_state(numpy_state)
-
-
-def _tables(module: nn.Module) -> list[tuple[Any, tuple[Any, ...]]]:
-    """A module's containers (parameters, hooks, lists of its author's, …) and what is in each."""
-    found: list[tuple[Any, tuple[Any, ...]]] = []
-    waiting = [item for item in module.__dict__.values() if isinstance(item, _CONTAINERS)]
-    seen: set[int] = set()
-    while waiting:
-        table = waiting.pop()
-        if not table:
-            found.append((table, ()))
-        elif id(table) not in seen:
-            seen.add(id(table))
-            found.append((table, tuple(table.items() if isinstance(table, dict) else table)))
-            inner = table.values() if isinstance(table, dict) else table
-            waiting += [item for item in inner if isinstance(item, _CONTAINERS)]
-    return found
-
-
-def _unchanged(table: Any, content: tuple[Any, ...]) -> bool:
-    if not table and not content:
-        return True
-    if len(table) != len(content):
-        return False
-    if isinstance(table, set):
-        return all(item in table for item in content)
-    if not isinstance(table, dict):
-        return all(a is b for a, b in zip(table, content, strict=True))
-    return all(a is c and b is d for (a, b), (c, d) in zip(table.items(), content, strict=True))
+        if warnings.filters != filters:  # what is imported at first use may add some
+            warnings.filters[:] = filters  # type: ignore[index]
 
 
 class Seal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from ..graph import ModuleCall
 from .calls import Kind
 from .structure import swap, tensors
 from .tape import Logger, Writes
+from .transforms import ENTRIES, as_one_call
 
 Edits = dict[str, list[Callable[[Tensor], Tensor]]]
 
@@ -45,7 +47,11 @@ def watching(mode: Watch, model: nn.Module) -> Iterator[None]:
         _patched(stack, torch.autograd.Function, "apply", _function_apply(mode))
         for compiled in (torch._C.ScriptFunction, torch._C.ScriptMethod):
             _patched(stack, compiled, "__call__", _compiled_call(mode, compiled.__call__))
+        for owner, entry, name in ENTRIES:
+            _patched(stack, owner, entry, _transform(mode, name, getattr(owner, entry)))
         if "torch._dynamo" in sys.modules:
+            stack.enter_context(warnings.catch_warnings())  # of hooks that fire twice, which are told apart here
+            warnings.filterwarnings("ignore", ".*when there are global hooks on modules.*")
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -151,6 +157,7 @@ def _logged(mode: Watch, name: str, call: Callable[..., Any], args: tuple[Any, .
         if mode.edits:
             out = edited(mode.edits, log, name, out, [], packed[2])
         log.log(Kind(name, False, -1, False, False, None), call, args, kwargs, packed, out, [])
+        log.tape.pure = False
         return out
     finally:
         mode.paused = False
@@ -169,6 +176,18 @@ def _function_apply(mode: Watch) -> Any:
         return _logged(mode, cls.__name__, call, args, kwargs)
 
     return classmethod(apply)
+
+
+def _transform(mode: Watch, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The entry of a torch.func transform, logged as one op."""
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if mode.paused or threading.get_ident() != mode.thread:
+            return original(function, *args, **kwargs)
+        inner, held = as_one_call(original, function)
+        return _logged(mode, name, inner, (held, *args), kwargs)
+
+    return call
 
 
 def _compiled_call(mode: Watch, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,9 @@ def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor]) -
     count = len(next(iter(given.values())))
     if count > 1:
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+            # The fused kernels have no batching rule; where others have none, torch warns that it is slower.
+            with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+                warnings.simplefilter("ignore")
                 return torch.vmap(run, randomness="same")(given)
         except RuntimeError:
             pass  # an op without a batching rule

@@ -1,0 +1,184 @@
+"""A second recording follows the first one's graph, and gives it up as soon as the network does something else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cutaway as cw
+from cutaway.run.follow import form
+from zoo import ZOO, case, error
+
+every = pytest.mark.parametrize("name", ZOO)
+
+
+def certain(trace: cw.Trace) -> list[int]:
+    """Kept values that are not views or parts of memory that nobody had written to."""
+    graph = trace.graph
+    blank = graph.cone({value for op in graph.ops if "empty" in op.name for value in op.outputs})
+    return [value for value in trace.tape.kept if value not in blank and graph.values[value].op >= 0]
+
+
+class Switched(nn.Module):
+    """A network whose path depends on a function, an object, a number or the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 4)
+        self.register_buffer("total", torch.zeros(6))
+        self.act = torch.tanh
+        self.options = type("Options", (), {})()
+        self.options.write = False
+        self.by_sign = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        if self.options.write:
+            self.total += x.sum(0)
+        if self.by_sign and x.sum() > 0:
+            x = -x
+        return self.second(x)
+
+
+def opened() -> tuple[Switched, cw.Network, Tensor]:
+    torch.manual_seed(0)
+    module = Switched()
+    x = torch.randn(3, 6)
+    net = cw.open(module)
+    net.record(x)
+    return module, net, x
+
+
+@every
+def test_the_second_recording_is_the_first(name: str) -> None:
+    found = case(name)
+    key = form(*found.inputs())
+    torch.manual_seed(3)
+    args, kwargs = found.inputs()
+    again = found.net.record(*args, **kwargs)
+    if key in found.net._guides:
+        assert again.graph is found.net._guides[key].tape.graph
+    assert again.tape.kept.keys() == found.trace.tape.kept.keys()
+    for value in certain(again):
+        ours, want = again.tape.kept[value], found.trace.tape.kept[value]
+        assert torch.equal(torch.nan_to_num(ours), torch.nan_to_num(want)), again.graph.site(value)
+
+
+@every
+def test_other_inputs_of_the_same_form_are_recorded_as_a_new_network_would(name: str) -> None:
+    found = case(name)
+    args, kwargs = found.other()
+    torch.manual_seed(3)
+    again = found.net.record(*args, **kwargs)
+    module = found.entry.make()[0]
+    args, kwargs = found.other()
+    torch.manual_seed(3)
+    anew = cw.open(module).record(*args, **kwargs)
+    assert [again.graph.address(op) for op in again.graph.ops] == [anew.graph.address(op) for op in anew.graph.ops]
+    for value in certain(anew):
+        site = anew.graph.site(value)
+        ours = again.tape.kept[again.graph.addresses[site]]
+        assert torch.equal(torch.nan_to_num(ours), torch.nan_to_num(anew.tape.kept[value])), site
+
+
+@every
+def test_one_site_kept_is_that_site(name: str) -> None:
+    found = case(name)
+    made = certain(found.trace)
+    value = made[len(made) // 2]
+    site = found.trace.graph.site(value)
+    torch.manual_seed(3)
+    args, kwargs = found.inputs()
+    lean = found.net.record(*args, keep=[site], **kwargs)
+    value = lean.graph.addresses[site]
+    assert value in lean.tape.kept
+    assert set(lean.tape.kept) <= {value, *lean.graph.outputs}
+    assert torch.equal(torch.nan_to_num(lean[site]), torch.nan_to_num(found.trace[site]))
+    assert error(lean.logits, found.trace.logits) == 0.0
+
+
+def test_most_networks_of_the_zoo_are_followed() -> None:
+    followed = [name for name in ZOO if form(*case(name).inputs()) in case(name).net._guides]
+    assert len(followed) > len(ZOO) // 2
+
+
+def test_another_function_is_noticed() -> None:
+    module, net, x = opened()
+    module.act = torch.sigmoid
+    trace = net.record(x)
+    assert "/sigmoid.0" in trace.graph.addresses
+    assert torch.equal(trace.logits, module(x))
+
+
+@pytest.mark.parametrize("keep", ["all", "none", "first/linear.0"])
+def test_a_change_inside_an_object_is_noticed_and_its_writes_are_undone(keep: str) -> None:
+    module, net, x = opened()
+    module.options.write = True
+    trace = net.record(x, keep=keep)
+    assert "/add_.0" in trace.graph.addresses
+    assert not module.total.any()
+
+
+@pytest.mark.parametrize("keep", ["all", "none", "first/linear.0"])
+def test_a_branch_that_the_input_decides_is_noticed(keep: str) -> None:
+    torch.manual_seed(0)
+    module = Switched()
+    module.by_sign = True
+    net = cw.open(module)
+    x = torch.randn(3, 6)
+    lengths = {len(net.record(sign * x, keep=keep).graph.ops) for sign in (1.0, -1.0, 1.0)}
+    assert len(lengths) == 2
+    for sign in (1.0, -1.0):
+        trace = net.record(sign * x, keep=keep)
+        assert torch.equal(trace.logits, module(sign * x))
+        assert torch.equal(trace["second"], module(sign * x))
+
+
+def test_a_write_that_nobody_expected_is_undone() -> None:
+    module, net, x = opened()
+    calls = []
+
+    def act(value: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            module.total.add_(1)
+        return torch.tanh(value)
+
+    module.act = act
+    net.record(x)
+    trace = net.record(x)
+    assert not module.total.any()
+    assert "/add_.0" in trace.graph.addresses
+
+
+def test_an_error_on_the_way_is_told_as_ever_and_leaves_nothing() -> None:
+    module, net, x = opened()
+    calls = []
+
+    def act(value: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise ValueError("no more")
+        return torch.tanh(value)
+
+    module.act = act
+    net.record(x)
+    for keep in ("all", "none", "first/linear.0"):
+        with pytest.raises(cw.CutawayError, match="ValueError: no more"):
+            net.record(x, keep=keep)
+    assert not module.first._forward_hooks
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_values_that_were_not_kept_are_made_again_from_this_run() -> None:
+    module, net, x = opened()
+    net.record(x, keep=["first/linear.0"])
+    other = torch.randn(3, 6)
+    lean = net.record(other, keep=["first/linear.0"])
+    assert torch.equal(lean["first/linear.0"], module.first(other))
+    assert torch.equal(lean["/tanh.0"], torch.tanh(module.first(other)))
+    edited = lean.replay(cw.zero("/tanh.0"))
+    assert torch.equal(edited.logits, module.second.bias.expand(3, 4))
