@@ -1,10 +1,12 @@
 """Cost of import, recording and patching, paired with the plain forward of the same model in one process.
 
-    python benchmarks/substrate.py [--threads 1 2] [--rounds 9] [--json]
+    python benchmarks/substrate.py [--threads 1 2] [--rounds 9] [--peer PYTHON] [--json]
 
 The model has GPT-2 small's shape, built from its config with random weights; the input is one prompt of 20 tokens. Each
-round times the plain forward and every job once, in turn; the figure is the median over rounds of job / plain (wall
-time).
+round times the plain forward and every job once, in turn; the figure is the median over rounds of job / plain, in CPU
+time. Sweeps are given twice: with a source prompt that differs from the sixth token on (only what can change is run),
+and one that differs from the first (everything can change). `--peer` names the interpreter of an environment with
+nnsight, torch and transformers; peers/nnsight_substrate.py runs there, against its own plain forward.
 """
 
 from __future__ import annotations
@@ -16,97 +18,135 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 import cutaway as cw
-from cutaway.attribution.sweep import patch_sweep
 
-LAYERS, TOKENS = 12, 20
+LAYERS, TOKENS, HEADS = 12, 20, 12
+Row = dict[str, Any]
 
 
 def timed(job: Callable[[], object]) -> float:
-    """Seconds of wall time of one call."""
-    start = time.perf_counter()
+    """Seconds of CPU time of one call, all threads together."""
+    start = time.process_time()
     job()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def import_seconds(rounds: int) -> tuple[float, bool]:
-    """Median seconds of `import cutaway` beyond the interpreter's own start, and whether torch was loaded by it."""
-    empty = [sys.executable, "-c", "pass"]
-    full = [sys.executable, "-c", "import cutaway, sys; sys.exit('torch' in sys.modules)"]
-    loads = subprocess.run(full, check=False).returncode != 0
-    pairs = [
-        (timed(lambda: subprocess.run(empty, check=True)), timed(lambda: subprocess.run(full, check=False)))
-        for _ in range(rounds)
-    ]
-    return statistics.median(b - a for a, b in pairs), loads
+def import_row(rounds: int) -> Row:
+    """Median seconds of wall time of `import cutaway` beyond the interpreter's own start."""
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=False)
+        return time.perf_counter() - start
+
+    loads = subprocess.run([sys.executable, "-c", "import cutaway, sys; sys.exit('torch' in sys.modules)"], check=False)
+    found = statistics.median(seconds("import cutaway") - seconds("pass") for _ in range(rounds))
+    name = "import cutaway" + (" (loads torch!)" if loads.returncode else ", no torch loaded")
+    return row(name, [found], 0.3, "s") | {"n": rounds}
 
 
-def jobs(threads: int, rounds: int) -> list[dict[str, object]]:
+def row(name: str, figures: list[float], goal: float | None, unit: str = "plain forwards") -> Row:
+    """One row: the median of some figures against a goal."""
+    ours = round(statistics.median(figures), 3)
+    return {
+        "name": name, "ours": ours, "unit": unit, "better": "lower", "peers": {}, "goal": goal,
+        "met": None if goal is None else ours <= goal, "n": len(figures),
+        "spread": [round(min(figures), 3), round(max(figures), 3)], "seed": 0,
+        "command": "python benchmarks/substrate.py",
+    }  # fmt: skip
+
+
+def jobs(threads: int, rounds: int) -> list[Row]:
     """Rows of the recording and patching jobs at a number of threads."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
     prompt = torch.randint(0, 50257, (1, TOKENS))
-    other = prompt.clone()
-    other[0, 5] = (other[0, 5] + 1) % 50257
     net = cw.open(model, name="GPT-2 small shape")
-    run, source = net.record(prompt, use_cache=False), net.record(other, use_cache=False)
+    run = net.record(prompt, use_cache=False)
+    sources = {}
+    for name, place in (("sixth", 5), ("first", 0)):
+        other = prompt.clone()
+        other[0, place] = (other[0, place] + 1) % 50257
+        sources[name] = net.record(other, use_cache=False)
     metric = cw.logit_difference(3, 4)
-    sites = [f"L{layer}.resid_pre" for layer in range(LAYERS)]
-    run.lift(), source.lift()
+    sites = {"pos": [f"L{at}.resid_pre" for at in range(LAYERS)], "head": [f"L{at}.attn.z" for at in range(LAYERS)]}
 
     def plain() -> None:
         with torch.no_grad():
             model(prompt, use_cache=False)
 
-    def hooked() -> None:
-        for place in range(TOKENS):
+    def swept(axis: str, source: str) -> Callable[[], object]:
+        return lambda: cw.patch_sweep(run, sources[source], metric, sites[axis], axis)
 
-            def edit(module: object, args: object, out: torch.Tensor, place: int = place) -> torch.Tensor:
-                out = out.clone()
-                out[:, place] = 0
-                return out
-
-            handle = model.transformer.h[5].register_forward_hook(edit)
-            plain()
-            handle.remove()
-
-    table: dict[str, tuple[Callable[[], object], int, float, dict[str, str]]] = {
-        "record, one site kept": (
-            lambda: net.record(prompt, use_cache=False, keep=["transformer.h.3/add.1"]), 1, 1.15, {},
-        ),
-        "record, every site kept": (lambda: net.record(prompt, use_cache=False), 1, 1.5, {}),
-        f"patch layer x position, per patch ({LAYERS * TOKENS} patches)": (
-            lambda: patch_sweep(run, source, metric, sites), LAYERS * TOKENS, 1 / 3, {},
-        ),
-    }  # fmt: skip
-    ratios: dict[str, list[float]] = {name: [] for name in [*table, "hooks"]}
-    for job in (plain, hooked, *(entry[0] for entry in table.values())):
-        job()
+    table: list[tuple[str, Callable[[], object], int, float | None]] = [
+        ("record, one site kept", lambda: net.record(prompt, use_cache=False, keep=["transformer.h.3/add.1"]), 1, 1.03),
+        ("record, every site kept", lambda: net.record(prompt, use_cache=False), 1, 1.1),
+    ]
+    for axis, count, what in (("pos", LAYERS * TOKENS, "layer x position"), ("head", LAYERS * HEADS, "every head")):
+        for source, goal in (("sixth", 0.10), ("first", None)):
+            name = f"patch {what}, per patch ({count}), prompts differ from the {source} token on"
+            table.append((name, swept(axis, source), count, goal))
+    ratios: dict[str, list[float]] = {name: [] for name, *_ in table}
+    new = cw.open(model)
+    plain(), plain()
+    anew = timed(lambda: new.record(prompt, use_cache=False)) / timed(plain)
+    rows = [row(f"record, the first time, {threads} thread(s)", [anew], None)]
+    for name, job, count, _ in table:
+        first = timed(job) / count / timed(plain)
+        if "patch" in name and "sixth" in name:
+            rows.append(row(f"{name}; with planning, {threads} thread(s)", [first], None))
     for _ in range(rounds):
-        for name, (job, count, _, _) in table.items():
-            base = timed(plain)
-            ratios[name].append(timed(job) / count / ((base + timed(plain)) / 2))
-        ratios["hooks"].append(timed(hooked) / TOKENS / timed(plain))
-    hooks = round(statistics.median(ratios["hooks"]), 3)
-    rows = []
-    for name, (_, _, goal, _) in table.items():
-        ours = round(statistics.median(ratios[name]), 3)
-        peers = {"bare forward hooks, one patch a forward": hooks} if "patch" in name else {}
-        spread = [round(min(ratios[name]), 3), round(max(ratios[name]), 3)]
-        rows.append(
-            {
-                "name": f"{name}, {threads} thread(s)", "ours": ours, "unit": "plain forwards",
-                "better": "lower", "peers": peers, "goal": round(goal, 3), "met": ours <= goal,
-                "n": rounds, "spread": spread, "seed": 0,
-                "command": f"python benchmarks/substrate.py --threads {threads} --rounds {rounds}",
-            }
-        )  # fmt: skip
+        for name, job, count, _ in table:
+            before = timed(plain)
+            took = timed(job)
+            ratios[name].append(took / count / ((before + timed(plain)) / 2))
+    return [*rows, *(row(f"{name}, {threads} thread(s)", ratios[name], goal) for name, _, _, goal in table)]
+
+
+class Steps(torch.nn.Module):
+    """A GRU cell for a thousand steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = torch.nn.GRUCell(32, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The last state."""
+        state = x.new_zeros(len(x), 128)
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return state
+
+
+def memory() -> list[Row]:
+    """Bytes of values that the recording of a long recurrent run holds, all of them and with checkpoints."""
+    net, rows = cw.open(Steps()), []
+    x = torch.randn(16, 1000, 32)
+    state = 16 * 128 * 4
+    for keep, goal in (("all", None), ("checkpoints", 16 * 3)):
+        trace = net.record(x, keep=keep)
+        given = {trace.tape.leaves[value].untyped_storage().data_ptr() for value in trace.graph.inputs}
+        kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in trace.tape.kept.values()}
+        held = sum(size for place, size in kept.items() if place not in given) / state
+        rows.append(row(f"recording of 1,000 recurrent steps, keep={keep!r}", [held], goal, "states of the network"))
     return rows
+
+
+def peer(python: str, threads: int, rounds: int) -> dict[str, dict[str, float]]:
+    """nnsight's figures by job, from its own environment; empty when it cannot run."""
+    script = Path(__file__).parent / "peers" / "nnsight_substrate.py"
+    done = subprocess.run([python, str(script), str(threads), str(rounds)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"the peer could not run: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -114,29 +154,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peer", help="the interpreter of an environment with nnsight")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    seconds, loads = import_seconds(arguments.rounds)
-    rows: list[dict[str, object]] = [
-        {
-            "name": "import cutaway" + (" (loads torch!)" if loads else ", no torch loaded"),
-            "ours": round(seconds, 3), "unit": "s", "better": "lower", "peers": {}, "goal": 0.3,
-            "met": seconds <= 0.3 and not loads, "n": arguments.rounds, "seed": 0,
-            "command": "python benchmarks/substrate.py",
-        }
-    ]  # fmt: skip
+    rows = [import_row(arguments.rounds), *memory()]
     for threads in arguments.threads:
-        rows += jobs(threads, arguments.rounds)
+        made = jobs(threads, arguments.rounds)
+        figures = peer(arguments.peer, threads, arguments.rounds) if arguments.peer else {}
+        for entry in made:
+            for job, found in figures.items():
+                if entry["name"].startswith(job) and "the first time" not in entry["name"]:
+                    entry["peers"] = found
+        rows += made
     if arguments.json:
         print(json.dumps({"rows": rows}, indent=1))
         return
-    for row in rows:
-        peers = "".join(f"; {name}: {figure}" for name, figure in dict(row["peers"]).items())  # type: ignore[call-overload]
-        print(
-            f"{row['name']:<62} {row['ours']:>7} {row['unit']} "
-            f"(goal {row['goal']}, {'met' if row['met'] else 'MISSED'}){peers}"
-        )
+    for entry in rows:
+        peers = "".join(f"; {name}: {figure}" for name, figure in entry["peers"].items())
+        goal = "" if entry["goal"] is None else f" (goal {entry['goal']}, {'met' if entry['met'] else 'MISSED'})"
+        print(f"{entry['name']:<100} {entry['ours']:>8} {entry['unit']}{goal}{peers}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ _NAMES = {
     "ov": "lift.weights",
     "virtual_weights": "lift.weights",
     "composition": "lift.weights",
+    "patch_sweep": "attribution.sweep",
+    "forecast_sweep": "attribution.sweep",
     "find_circuit": "circuits.search",
     "Circuit": "circuits.circuit",
     "verify": "claims.verify",

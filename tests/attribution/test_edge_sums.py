@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,6 +55,15 @@ def test_a_run_without_edges_has_no_error() -> None:
     assert edge_error(cw.open(nn.Identity()).record(torch.randn(2, 3))) in (None, 0.0)
 
 
+def test_dropped_values_and_interventions_do_not_matter() -> None:
+    found = case("llama")
+    args, kwargs = found.inputs()
+    lean = found.net.record(*args, keep="none", **kwargs)
+    assert edge_errors(lean) == edge_errors(found.trace)
+    edited = found.trace.replay(cw.scale("L0.resid_mid", 2.0))
+    assert edge_errors(edited) == edge_errors(found.trace)
+
+
 class Normed(nn.Module):
     """Every norm that torch does in one call, and a maximum, between linear maps and a sum."""
 
@@ -99,24 +109,55 @@ def test_half_precision_is_judged_by_its_own_rounding() -> None:
     assert edge_error(trace) <= 1e-5
 
 
-@pytest.mark.parametrize("name", WRITERS_NORMS)
+class PostNormed(nn.Module):
+    """Attention and an MLP whose outputs go through torch's layer norm before they are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.unembed = nn.Embedding(41, 16), nn.Linear(16, 41)
+        self.mix = nn.ModuleList(nn.Linear(16, 16) for _ in range(8))
+        self.up, self.down = (nn.ModuleList([nn.Linear(*size), nn.Linear(*size)]) for size in ((16, 24), (24, 16)))
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer in range(2):
+            q, k, v = (part(x).unflatten(2, (4, 4)).transpose(1, 2) for part in self.mix[4 * layer : 4 * layer + 3])
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            x = x + self.norms[2 * layer](self.mix[4 * layer + 3](z))
+            x = x + self.norms[2 * layer + 1](self.down[layer](self.up[layer](x).tanh()))
+        return self.unembed(x)
+
+
+def two_runs(name: str) -> tuple[cw.Trace, cw.Trace]:
+    if name == "post-normed":
+        net = cw.open(PostNormed())
+        return net.record(torch.randint(0, 41, (3, 6))), net.record(torch.randint(0, 41, (3, 6)))
+    args, kwargs = case(name).other()
+    return case(name).trace, case(name).net.record(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*WRITERS_NORMS, "post-normed"])
 def test_a_norm_before_the_stream_belongs_to_the_writer(name: str) -> None:
     """Corrupting one edge into the logits moves the stream by what that head wrote, at its own norm's scale."""
-    found = case(name)
-    args, kwargs = found.other()
-    other = found.net.record(*args, **kwargs)
-    graph, metric = EdgeGraph(found.trace, other), cw.logit_difference(3, 4)
+    trace, other = two_runs(name)
+    graph, metric = EdgeGraph(trace, other), cw.logit_difference(3, 4)
     row = graph.readers.index("L0.act.in" if name == "gemma2" else "logits")  # logits are capped by a nonlinearity
     masks = torch.ones(3, *graph.shape(), dtype=torch.bool)
     masks[1, row, graph.writers.index("L1.attn.h2")] = False
     masks[2, row, [graph.writers.index("L0.attn.h1"), graph.writers.index("L1.mlp")]] = False
     got = evaluate(graph, metric, masks)
 
-    def moved(*sites: str) -> Tensor:
-        change = sum(other[site] - found.trace[site] for site in sites)
-        run = found.trace.replay(cw.add("L1.resid_post", change))
-        return metric(run.logits, found.net)
+    def moved(written: Callable[[cw.Trace], Tensor]) -> Tensor:
+        change = written(other) - written(trace)
+        return metric(trace.replay(cw.add("L1.resid_post", change)).logits, trace.net)
 
-    wanted = [metric(found.trace.logits, found.net), moved("L1.attn.result[head=2]")]
-    wanted.append(moved("L0.attn.result[head=1]", "L1.mlp_out"))
+    def head(run: cw.Trace, layer: int, number: int) -> Tensor:
+        """A head's result and its share of what is added whatever heads say."""
+        result, whole = run[f"L{layer}.attn.result"], run[f"L{layer}.attn_out"]
+        return result[:, :, number] + (whole - result.sum(2)) / 4
+
+    wanted = [metric(trace.logits, trace.net), moved(lambda run: head(run, 1, 2))]
+    wanted.append(moved(lambda run: head(run, 0, 1) + run["L1.mlp_out"]))
     assert error(got, torch.stack(wanted)) <= 1e-5

@@ -50,7 +50,7 @@ def test_on_every_kind_of_network_a_sweep_is_its_patches(name: str) -> None:
     source = found.net.record(*args, **kwargs)
     metric = cw.custom(lambda output: output.flatten(1)[:, 1])
     axes = {"channel", "pos", "head", "neuron"}
-    named = [site for site in run.lift().sites if not site.endswith(".result")]
+    named = [site for site, place in run.lift().sites.items() if place.derive is None]
     sites = [(site, axis) for site in named for axis in run.locate(site).axes if axis in axes]
     for site, axis in sites[:: max(len(sites) // 4, 1)]:
         sweep = patch_sweep(run, source, metric, [site], axis=axis)

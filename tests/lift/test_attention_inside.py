@@ -101,3 +101,34 @@ def test_results_are_read_and_edited_through_z() -> None:
         trace.replay(cw.zero("L1.attn.result[head=2]"))
     with pytest.raises(SiteError, match="only be read"):
         trace.replay(until="L1.attn.result")
+    args, kwargs = case("gpt2").inputs()
+    with pytest.raises(SiteError, match="only be read"):
+        case("gpt2").net.record(*args, keep=["L1.attn.result"], **kwargs)
+    edit = cw.zero("L0.attn.h1")
+    replayed, live = trace.replay(edit), case("gpt2").net.record(*args, interventions=[edit], **kwargs)
+    assert error(replayed["L1.attn.result"], live["L1.attn.result"]) <= 1e-5
+    assert error(replayed["L1.attn.result"], trace["L1.attn.result"]) > 0.1
+
+
+NORMS = {  # name: (norm of a layer's attention, of its MLP, the last norm)
+    "gpt2": ("transformer.h.1.ln_1", "transformer.h.1.ln_2", "transformer.ln_f"),
+    "opt": ("model.decoder.layers.1.self_attn_layer_norm", "model.decoder.layers.1.final_layer_norm",
+            "model.decoder.final_layer_norm"),
+    "llama": ("model.layers.1.input_layernorm", "model.layers.1.post_attention_layernorm", "model.norm"),
+    "qwen3": ("model.layers.1.input_layernorm", "model.layers.1.post_attention_layernorm", "model.norm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_the_stream_have_the_names_of_transformer_lens(name: str) -> None:
+    """What comes out before gain and bias, and what the stream was divided by."""
+    trace, module = case(name).trace, case(name).module
+    for alias, path in zip(("blocks.1.ln1", "blocks.1.ln2", "ln_final"), NORMS[name], strict=True):
+        norm = module.get_submodule(path)
+        normalized, scale = trace[f"{alias}.hook_normalized"], trace[f"{alias}.hook_scale"]
+        out = normalized * norm.weight + getattr(norm, "bias", 0)
+        assert error(out.reshape(trace[path].shape), trace[path]) <= 1e-5
+        assert scale.shape == (*normalized.shape[:-1], 1)
+        stream = trace[{"blocks.1.ln1": "L1.resid_pre", "blocks.1.ln2": "L1.resid_mid"}.get(alias, "L1.resid_post")]
+        stream = stream - stream.mean(-1, keepdim=True) if hasattr(norm, "bias") else stream
+        assert error(normalized * scale, stream) <= 1e-5

@@ -1,4 +1,4 @@
-"""Mixtures of experts are one block a layer: the router, its weights, what each expert adds; however they are computed."""
+"""Mixtures of experts are one block a layer: the router, its weights, what each expert adds; in any implementation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import cutaway as cw
 from cutaway.attribution.edges import EdgeGraph
 from cutaway.attribution.sums import edge_error
+from cutaway.errors import InputError
 from cutaway.run.trace import Trace
 from zoo import error, hooked
 
@@ -45,6 +46,23 @@ class Switch(nn.Module):
         x = self.embed(tokens)
         y = self.norm(x).flatten(0, 1)
         return self.head(x + self.mixed(y).view_as(x))
+
+
+class Early(nn.Module):
+    """Weights multiply what experts read, not what they give, and every expert sees every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, 4), nn.Linear(8, WORDS)
+        self.up, self.down = nn.Parameter(torch.empty(4, 8, 12)), nn.Parameter(torch.empty(4, 12, 8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        y = x.flatten(0, 1)
+        values, index = self.router(y).topk(2)
+        weights = torch.full((len(y), 4), -torch.inf).scatter(1, index, values).sigmoid()
+        read = (y.repeat(4, 1) * weights.T.reshape(-1, 1)).view(4, -1, 8)
+        return self.head(x + torch.bmm(F.relu(torch.bmm(read, self.up)), self.down).sum(0).view_as(x))
 
 
 @cache
@@ -121,8 +139,9 @@ def test_results_are_those_of_the_experts(form: str) -> None:
     assert error(trace["L1.moe.result"], want) <= 1e-6
     if form == "eager":
         for expert in range(4):
-            rows = (trace["L1.moe.chosen"] == expert).any(-1)
-            assert error(trace[f"L1.moe.e{expert}.act"], hidden[:, :, expert][rows]) <= 1e-6
+            choices = (trace["L1.moe.chosen"] == expert).unbind(-1)  # rows lie by choice, then by token
+            rows = torch.cat([hidden[:, :, expert][chosen] for chosen in choices])
+            assert error(trace[f"L1.moe.e{expert}.act"], rows) <= 1e-6
     else:
         assert trace["L1.moe.act"].shape == (3 * 7 * 2, 16)
 
@@ -185,6 +204,23 @@ def test_experts_are_nodes_of_circuits(way: str) -> None:
     assert json["universe"]["edges"] == len(graph.edges)
 
 
+def test_experts_that_a_loop_left_out_cannot_be_mixed_in() -> None:
+    found, _, net, clean = made("mixtral/eager")
+    torch.manual_seed(5)
+    args, kwargs = found.inputs()
+    graph = EdgeGraph(clean, net.record(*args, **kwargs))
+    part = next(part for part in graph.parts if part.block.name == "L0.moe")
+    given = {read.value: clean[f"L0.moe.{read.port}"] for read in part.block.reads}
+    given = {value: tensor.view(graph.lifted.flow.shape(value)) for value, tensor in given.items()}
+    assert part.inside is not None
+    whole = graph.run(part.inside, given)[part.block.write]
+    assert error(whole.sum(1), clean["L0.moe.out"]) <= 1e-6
+    router = part.block.reads[0].value
+    given[router] = given[router] + torch.tensor([0.0, -50.0, 0.0, 0.0])
+    with pytest.raises(InputError, match="same experts"):
+        graph.run(part.inside, given)
+
+
 def test_all_ways_of_computing_give_the_same_circuit() -> None:
     circuits = []
     for form in FORMS:
@@ -211,6 +247,18 @@ def test_a_choice_without_experts_is_no_mixture() -> None:
 
     lifted = cw.open(TopK()).record(torch.randn(3, 8)).lift()
     assert all(block.kind != "moe" for block in lifted.blocks)
+
+
+def test_weights_that_do_more_than_weigh_are_no_site() -> None:
+    torch.manual_seed(0)
+    module = Early().eval()
+    with torch.no_grad():
+        module.up.normal_(), module.down.normal_()
+    trace = cw.open(module).record(torch.randint(3, WORDS, (3, 7)))
+    assert {part.name: (part.count, part.calls) for part in trace.lift()} == parts(WORDS, "embed", moe=4)
+    assert edge_error(trace) <= 1e-5
+    assert trace.locate("L0.moe.act").axes == ("expert", "row", "neuron")
+    assert "L0.moe.router" in trace.lift().sites and "L0.moe.weights" not in trace.lift().sites
 
 
 def test_hooks_agree_where_experts_are_modules() -> None:

@@ -1,4 +1,4 @@
-"""Linear recurrences are one block each, with their states: written by hand, in Mamba, RWKV, Griffin, chunked or not."""
+"""Linear recurrences are one block each, with their states: written by hand, in Mamba, RWKV, Griffin, or chunked."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import cutaway as cw
 from cutaway.errors import InputError, SiteError
 from cutaway.lift.factored import Factored
+from cutaway.lift.heads import Heads
 from cutaway.lift.responses import plain_units
-from cutaway.lift.weights import _Heads
 from zoo import ZOO, case, error
 
 ATTENDING = [name for name, entry in ZOO.items() if any(part.endswith(".attn") for part in entry.expected)]
@@ -157,7 +157,7 @@ def test_composition_of_all_pairs(name: str, kind: str) -> None:
     assert score == pytest.approx(float(want.max()), rel=1e-4) and writer[:3] == "L0." and reader[:3] == "L1."
 
 
-def first_example(heads: _Heads, x: Tensor) -> Tensor:
+def first_example(heads: Heads, x: Tensor) -> Tensor:
     """What stands at the stated position of the first example."""
     if x.ndim == 3:
         return x[heads.position, 0] if heads.flow.time_major else x[0, heads.position]
@@ -186,7 +186,7 @@ def test_ov_is_what_a_head_does_when_it_attends_to_one_key(name: str) -> None:
     for block in plain.lift().blocks:
         if block.kind != "attention":
             continue
-        heads = _Heads(plain, block.name, "frozen", -1, 0)
+        heads = Heads(plain, block.name, "frozen", -1, 0)
         x = plain[plain.lift().tape.graph.site(heads.entrance("v"))]
         units = plain_units(heads.flow, heads.entrance("v"))
         if len(units.places) > 1:  # an image, whose norm is over all places: they sum up
@@ -214,7 +214,7 @@ def test_qk_is_made_of_what_the_attention_reads(name: str) -> None:
     for block in trace.lift().blocks:
         if block.kind != "attention" or name in MIXED:
             continue
-        heads = _Heads(trace, block.name, "frozen", -1, 0)
+        heads = Heads(trace, block.name, "frozen", -1, 0)
         if heads.ports["q"].value not in heads.flow.activations:  # queries that are learnt
             with pytest.raises(InputError, match="depends on the inputs"):
                 cw.qk(trace, block.name)
@@ -233,6 +233,18 @@ def test_qk_is_made_of_what_the_attention_reads(name: str) -> None:
             values = values if values.ndim == 4 else values[:, None]
             values = values.repeat_interleave(len(got) // values.shape[1], 1)
             found_in(values.movedim(1, -2).flatten(-2), got.flatten())
+
+
+def test_norms_of_an_edited_run_are_that_runs() -> None:
+    found = case("llama")
+    args, kwargs = found.inputs()
+    edit = cw.scale("L0.resid_mid[pos=-1]", 3.0)
+    replayed, live = found.trace.replay(edit), found.net.record(*args, interventions=[edit], **kwargs)
+    plain, edited = cw.ov(found.trace, "L1.attn").dense(), cw.ov(replayed, "L1.attn").dense()
+    assert error(edited, cw.ov(live, "L1.attn").dense()) <= 1e-5
+    assert error(edited, plain) > 0.1
+    unit = [cw.ov(run, "L1.attn", norm="unit").dense() for run in (replayed, found.trace)]
+    assert torch.equal(*unit)
 
 
 def test_names_and_positions_that_do_not_exist_are_refused() -> None:

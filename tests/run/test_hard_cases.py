@@ -119,6 +119,28 @@ def derived(h: Tensor) -> Tensor:
     return torch.func.vmap(torch.func.grad(lambda row: (row**3).sum()))(h)
 
 
+def pushed(h: Tensor) -> Tensor:
+    return quietly(lambda: torch.func.jacfwd(lambda rows: (rows**2).sum(0))(h)).diagonal(dim1=0, dim2=2)
+
+
+def flexible(h: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return quietly(lambda: flex_attention(h[None, None], h[None, None].tanh(), h[None, None]))[0, 0]
+
+
+class OwnGenerator(Two):
+    """Draws from a generator that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = torch.Generator().manual_seed(3)
+
+    def forward(self, given: Tensor) -> Tensor:
+        noise = torch.randn(given.shape, generator=self.source)
+        return self.b(self.a(given) * torch.bernoulli(torch.full_like(noise, 0.5), generator=self.source) + noise)
+
+
 class SparseNeighbours(Two):
     def __init__(self, layout: torch.layout) -> None:
         super().__init__()
@@ -255,6 +277,7 @@ WORKING: dict[str, Callable[[], Case]] = {
     "in-place writes": lambda: (Two(in_place), (x(),)),
     "writes through views": lambda: (Two(through_views), (x(),)),
     "random numbers": lambda: (Two(random_numbers), (x(),)),
+    "a generator of its own": lambda: (OwnGenerator(), (x(),)),
     "autocast inside": lambda: (Two(mixed_precision), (x(),)),
     "tied weights": lambda: (Tied(), (torch.tensor([[1, 5, 8], [0, 2, 2]]),)),
     "a submodule under two names": lambda: (Shared(), (x(),)),
@@ -291,6 +314,8 @@ WORKING: dict[str, Callable[[], Case]] = {
     "lazy, after a run": lambda: (initialised(), (x(),)),
     "vmap inside": lambda: (Two(mapped), (x(),)),
     "an ensemble by vmap": lambda: (Ensemble(), (x(),)),
+    "jacfwd inside": lambda: (Two(pushed), (x(),)),
+    "flex attention inside": lambda: (Two(flexible).requires_grad_(False), (x(),)),
     "func.grad inside": lambda: (Two(derived), (x(),)),
 }
 
@@ -397,6 +422,7 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, ...]], type[CutawayError], str]
     "a meta input": (lambda: (mlp(), x().to("meta")), InputError, "meta device"),
     "lazy": (lambda: (nn.Sequential(nn.LazyLinear(4)), x()), ModelError, "no shape before the first run"),
     "made in inference mode": (lambda: (in_inference_mode(mlp), x()), ModelError, "made in inference mode"),
+    "jacrev inside": (lambda: (Two(torch.func.jacrev(torch.sin)), x()), ModelError, "vjp or jacrev"),
     "a generator": (lambda: (mlp(), (row for row in x())), InputError, "read only once"),
     "an iterator": (lambda: (mlp(), iter([x()])), InputError, "read only once"),
     "nested of old": (lambda: (mlp(), quietly(lambda: torch.nested.nested_tensor([x(2, 6)]))), InputError, "jagged"),
@@ -522,7 +548,36 @@ def test_a_longer_loop_runs_live_and_says_so() -> None:
     assert error(moved.logits, module(x() * 40)) <= 1e-6
 
 
+def test_a_call_that_fails_in_a_replay_is_left_to_the_network() -> None:
+    class Careful(Two):
+        def forward(self, given: Tensor) -> Tensor:
+            h = self.a(given)
+            square = h.T @ h + torch.eye(6)
+            try:
+                return self.b(torch.linalg.cholesky(square))
+            except torch.linalg.LinAlgError:
+                return self.b(square)
+
+    module = Careful()
+    trace = cw.open(module).record(x())
+    site = next(site for site in trace.sites() if "/add" in site)
+    found = trace.replay(cw.scale(site, -1.0))
+    h = module.a(x())
+    assert found.live and found.receipt[0].times == 1
+    assert error(found.logits, module.b(-(h.T @ h + torch.eye(6)))) <= 1e-6
+
+
 # ---- around the call
+
+
+def test_a_generator_of_the_networks_own_is_put_back() -> None:
+    module = OwnGenerator()
+    before = module.source.get_state()
+    trace = cw.open(module).record(x())
+    assert torch.equal(module.source.get_state(), before)
+    assert torch.equal(trace.replay(cw.scale("a", 1.0)).logits, trace.logits)
+    assert torch.equal(module(x()), trace.logits)
+    assert not torch.equal(module.source.get_state(), before)
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])

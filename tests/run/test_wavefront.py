@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cutaway.run.replay import execute, plan
 from cutaway.run.sizes import Size, Unfit, sizes
-from cutaway.run.wavefront import Patch, Wavefront, wavefront
+from cutaway.run.trials import wavefront
+from cutaway.run.wavefront import Patch, Wavefront
 from zoo import ZOO, case
 
 every = pytest.mark.parametrize("name", ZOO)

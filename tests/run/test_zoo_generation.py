@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from encoders import ENCODERS
-from entry import Entry, ids
+from entry import Entry
 from language import LANGUAGE
 from torch import Tensor, nn
 

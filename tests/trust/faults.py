@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cutaway.attribution import sums
 from cutaway.graph import Graph
-from cutaway.run import check, interventions, network, record, replay, tape, trace, watching
+from cutaway.run import compare, interventions, network, record, replay, tape, trace, watching
 from zoo import ZOO
 
 Inputs = tuple[Any, ...]
@@ -172,6 +172,26 @@ def _(patch: Patch) -> None:
 # ---- values
 
 
+@fault("inputs are padded on the left", "gpt2", "other inputs than those given")
+def _(patch: Patch) -> None:
+    def padded(real: Any, net: Any, *given: Any) -> Any:
+        args, kwargs = real(net, *given)
+        return tuple(torch.cat([torch.zeros_like(ids[:, :1]), ids], 1) for ids in args), kwargs
+
+    original = network.Network._inputs
+    patch.setattr(network.Network, "_inputs", lambda net, *given: padded(original, net, *given))
+
+
+@fault("the rows of a batch are exchanged", "mlp", "other inputs than those given")
+def _(patch: Patch) -> None:
+    def exchanged(real: Any, net: Any, *given: Any) -> Any:
+        args, kwargs = real(net, *given)
+        return tuple(rows.flip(0) for rows in args), kwargs
+
+    original = network.Network._inputs
+    patch.setattr(network.Network, "_inputs", lambda net, *given: exchanged(original, net, *given))
+
+
 @fault("a recording keeps the values of the one before it", "mlp", "replay")
 def _(patch: Patch) -> None:
     module, args, _ = ZOO["mlp"].make()
@@ -216,14 +236,26 @@ def _(patch: Patch) -> None:
     patch.setattr(tape.Logger, "prepare_write", careless)
 
 
+def _forgetting(patch: Patch, field: str) -> None:
+    """Make the recording lose what every call was made under."""
+
+    def forgetful(real: Any, *args: Any) -> Any:
+        found, out = real(*args)
+        for call in found.calls:
+            setattr(call, field, None)
+        return found, out
+
+    around(patch, network, "record_tape", forgetful)
+
+
 @fault("dropout draws anew in a replay", "dropout", "edits")
 def _(patch: Patch) -> None:
-    patch.setattr(replay, "_as_recorded", lambda call, args, kwargs: call.func(*args, **kwargs))
+    _forgetting(patch, "rng")
 
 
 @fault("the precision of a block is lost in a replay", "autocast and no_grad", "replay")
 def _(patch: Patch) -> None:
-    patch.setattr(replay, "_as_recorded", lambda call, args, kwargs: call.func(*args, **kwargs))
+    _forgetting(patch, "autocast")
 
 
 @fault("the inside of attention has another scale", "gpt2", "replay")
@@ -249,7 +281,7 @@ def _(patch: Patch) -> None:
         found = real(run, given)
         return found.roll(1, 0) if len(found) > 1 else found
 
-    around(patch, check, "over", mixed)
+    around(patch, compare, "over", mixed)
 
 
 @fault("the gradient of a replay is cut", "mlp", "gradient")

@@ -149,6 +149,13 @@ def test_texts_of_other_lengths_are_never_padded() -> None:
         net.record(["a b", "c"])
 
 
+def test_texts_go_through_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = cw.open(nn.Sequential(nn.Embedding(3, 6), Two()), tokenizer=["a", "b", "c"])
+    assert cw.check(net, ["a b", "c a"]).verified
+    monkeypatch.setattr(net, "encode", lambda texts: torch.tensor([[0, 0, 1], [0, 2, 0]]))
+    assert any("other inputs than those given" in text for text in cw.check(net, ["a b", "c a"]).problems)
+
+
 def test_a_batch_gives_every_row_what_it_gets_alone() -> None:
     net, rows = cw.open(Two()), x()
     together = net.record(rows)

@@ -32,13 +32,16 @@ LEARNING: list[Entry] = [
     Entry("actor-critic distribution", lambda: g.ActorCritic(True), lambda: floats(6), parts(1, mlp=[8, 7], act=1)),
     Entry("sparse autoencoder inside", g.Spliced, ids, parts(41, "embed", mlp=[16, 24, 16]), 4),
     Entry("variational autoencoder", g.Variational, lambda: floats(8), parts(8, mlp=[6, 2, 7], act=1)),
-    # Products of both couplings and the sum of the log-determinant; the last shift is what comes last before the output.
+    # The products of both couplings and the sum of the log-determinant; the last shift comes last before the output.
     Entry("normalising flow", g.Coupling, lambda: floats(4), parts(4, mlp=[7, 7], act=[1, 1, 1])),
     Entry(
         "hypernetwork", g.Hyper, lambda: (floats(5)[0] + floats(3)[0], {}), parts(4, "input input1", mlp=[8, 6], act=1)
     ),
     Entry("mixture", g.Mixture, lambda: floats(6), parts(5, mlp=[7, 7, 7], act=[1, 1])),
     Entry(
-        "siamese", g.Siamese, lambda: (floats(6)[0] + floats(6)[0], {}), parts(1, "input input1", mlp=[(8, 2), 4], act=1)
+        "siamese",
+        g.Siamese,
+        lambda: (floats(6)[0] + floats(6)[0], {}),
+        parts(1, "input input1", mlp=[(8, 2), 4], act=1),
     ),
 ]

@@ -64,6 +64,7 @@ RECURRENT: list[Entry] = [
     Entry("recurrent policy", r.Thinker, lambda: floats(6), parts(4, mlp=7, rnn=[(5, 4)])),
     Entry("spiking", r.Spiking, lambda: floats(7, 3), states(4, 7, 8, cells=True, source="input")),
     Entry("fixed point", r.FixedPoint, lambda: floats(6), states(3, 5, 5, source="input")),
+    # Lifting it is not settled: its first steps are without a state, and are named apart from the rest of the loop.
     Entry("memory", r.Memory, lambda: floats(4, 3), {}),
     Entry(
         "convolutional lstm", r.ConvolutionalLSTM, lambda: floats(4, 2, 3, 5),
@@ -87,5 +88,6 @@ RECURRENT: list[Entry] = [
         "encoder and decoder time-major", lambda: a.Seq2Seq(True, False).eval(), _pair_time_major, SEQ2SEQ, 7,
         fused=True,
     ),
+    # Nor this: what routing by agreement mixes is no attention, and its squashing is a norm that nothing skips.
     Entry("capsules", a.Capsules, lambda: floats(6), {}),
 ]  # fmt: skip

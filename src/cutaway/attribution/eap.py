@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MetricError
+from ..lift.blocks import slot_mask
 from ..run.worlds import over
-from .edges import EdgeGraph, Part, Port, per_slot, slot_mask
+from .edges import EdgeGraph, Part, Port, per_slot
 from .metric import Metric
 from .wiring import Stem
 

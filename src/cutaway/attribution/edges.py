@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lift import Block, Lifted, Slots
-from ..lift.blocks import slot_mask as slot_mask
 from ..lift.flow import Flow
 from ..lift.frozen import unguarded
 from ..run.replay import Plan, execute, plan
@@ -25,7 +24,6 @@ from ..run.trace import Trace
 from .routed import by_expert
 from .wiring import Stem, Wiring
 from .writers import behind_norms
-
 
 _POSITIONED = frozenset({"attention", "mlp", "moe", "ssm", "embedding", "norm", "act"})
 

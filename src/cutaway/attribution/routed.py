@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..errors import DivergenceError, InputError
 from ..graph import Graph, Value
 from ..lift import Block, Slots
 from ..lift.flow import Flow
@@ -73,7 +74,14 @@ def _parts(flow: Flow, block: Block) -> Callable[..., Tensor]:
         made = []
         for expert in range(block.units):
             known[weights] = torch.where(known[chosen] == expert, whole, 0)
-            made.append(execute(flow.tape, rest, given=known)[block.write])
+            try:
+                made.append(execute(flow.tape, rest, given=known)[block.write])
+            except DivergenceError:
+                raise InputError(
+                    f"Between the clean and the corrupted run '{block.name}' would use other experts than in the clean "
+                    "one, and this network computes only those it uses; compare inputs that use the same experts, or "
+                    "have them computed in one batch."
+                ) from None
         return torch.stack(made, 1)
 
     return parts

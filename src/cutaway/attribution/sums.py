@@ -35,24 +35,24 @@ def edge_errors(trace: Trace) -> dict[str, float]:
     """For each reader's port (`L1.attn.q`, `L0.rnn@3.in`, `logits`), how far the writers' contributions are from it.
 
     Relative to the largest number that the port read; infinite where the wiring is not linear. What rounding explains
-    in a precision below float32 is not counted. Ports that read nothing which depends on the
-    inputs are left out.
+    in a precision below float32 is not counted. Ports that read nothing which depends on the inputs are left out. Of a
+    replay with interventions, the recording is checked.
     """
     try:
         lifted: Lifted = trace.lift()
     except SiteError:  # no output depends on an input
         return {}
-    return _Sums(lifted, trace).errors()
+    return _Sums(lifted).errors()
 
 
 class _Sums:
     """The frozen wiring of one run and the contributions that have been made."""
 
-    def __init__(self, lifted: Lifted, trace: Trace) -> None:
+    def __init__(self, lifted: Lifted) -> None:
         self.blocks = [*lifted.sources, *lifted.blocks, lifted.output]
         self.flow = lifted.flow
         wanted = {value for block in self.blocks for value in (block.write, *(read.value for read in block.reads))}
-        self.frozen = Frozen(self.flow, self.blocks, reader(self.flow, trace), wanted - {-1})
+        self.frozen = Frozen(self.flow, self.blocks, reader(self.flow), wanted - {-1})
         self.wiring = Wiring(self.flow, self.frozen.held)
         self.made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 

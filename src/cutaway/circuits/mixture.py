@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..attribution.edges import EdgeGraph, Part, Port, slot_mask
+from ..attribution.edges import EdgeGraph, Part, Port
 from ..attribution.metric import Metric
 from ..attribution.wiring import Stem
+from ..lift.blocks import slot_mask
 from ..run.worlds import over
 
 # Numbers held at once by a batched evaluation; larger batches are made in chunks.

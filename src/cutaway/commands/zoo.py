@@ -83,6 +83,7 @@ def _entries(folder: str) -> Mapping[str, Any]:
             "installed with `pip install -e`, or name its tests/zoo with --folder."
         )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the networks are made from their configs; nothing is fetched
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it says of tiny configs is no news
     with _importable(place.resolve()):
         module = importlib.import_module("zoo")
     if Path(str(module.__file__)).resolve().parent != place.resolve():

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from cutaway.errors import FormatError, ResourceError
+from cutaway.formats.decoding import decode, is_coded, varints
 from cutaway.formats.dtypes import DTYPES
+from cutaway.formats.reading import shown
 
 INFLATE_LIMIT = 4 << 30  # a compressed array has to fit into memory; larger ones must be unpacked first
 
@@ -34,8 +36,9 @@ class Risk:
 class Place:
     """Where a tensor's bytes are.
 
-    `strides` counts elements, None means C order without gaps. `packed` is the number of deflated bytes in the file;
-    `offset` is then where they begin, and `skip` the bytes before the array in what comes out.
+    `strides` counts elements, None means C order without gaps. `packed` is the number of coded bytes in the file, where
+    `coding` is deflate or varint (protobuf's numbers of variable length); `offset` is then where they begin, and `skip`
+    the bytes before the array in what comes out. `refusal` says why a tensor is listed but cannot be read.
     """
 
     path: Path
@@ -45,6 +48,8 @@ class Place:
     strides: tuple[int, ...] | None = None
     packed: int | None = None
     skip: int = 0
+    coding: Literal["deflate", "varint"] = "deflate"
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,31 +90,44 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """The values of `name` with its shape, read-only and memory-mapped where the file is not compressed.
 
-        bfloat16 comes as uint16, float8 as uint8, and packed types of under a byte as a flat uint8 array: see
-        `TensorInfo.dtype`. Raises FormatError for an unknown name or a file that changed, ResourceError if a
-        compressed array is larger than 4 GiB.
+        bfloat16 comes as uint16, float8 as uint8, and packed and quantised types as a flat uint8 array: see
+        `TensorInfo.dtype`, and `numbers` for what they mean. Raises FormatError for an unknown name, a file that
+        changed, and a tensor that is only listed; ResourceError if a compressed array is larger than 4 GiB.
         """
         if name not in self.tensors:
             near = difflib.get_close_matches(name, self.tensors, n=3)
             advice = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.tensors)} tensors."
             raise FormatError(f"{self.path.name} has no tensor {name!r:.100}; {advice}")
         tensor = self.tensors[name]
+        if tensor.place.refusal:
+            raise FormatError(f"The tensor {shown(name)!r} in {self.path.name} {tensor.place.refusal}.")
         try:
             return _view(tensor)
         except (OSError, ValueError) as error:
             raise FormatError(f"{tensor.place.path} cannot be read any more ({error}); open it again.") from error
+
+    def numbers(self, name: str) -> np.ndarray:
+        """The values of `name` as NumPy's own numbers, in its shape: types that NumPy lacks, and quantised blocks, come
+        as new float32 arrays, all others as `read` gives them. Raises what `read` raises."""
+        tensor = self.tensors.get(name)
+        raw = self.read(name)
+        if tensor is None or not is_coded(tensor.dtype):
+            return raw
+        return decode(tensor.dtype, raw, tensor.elements).reshape(tensor.shape)
 
 
 def _view(tensor: TensorInfo) -> np.ndarray:
     place, kind = tensor.place, DTYPES[tensor.dtype]
     dtype = np.dtype(kind.view).newbyteorder(">" if place.big_endian else "<")
     if place.size == 0 or tensor.elements == 0:
-        return np.empty(tensor.shape if kind.bits >= 8 else (0,), dtype)
+        return np.empty((0,) if kind.packed else tensor.shape, dtype)
     if place.packed is None:
         raw: np.ndarray = np.memmap(place.path, np.uint8, "r", place.offset, (place.size,))
+    elif place.coding == "varint":
+        return varints(_coded(place), tensor.elements, dtype).reshape(tensor.shape)
     else:
         raw = np.frombuffer(_inflated(place), np.uint8)
-    if kind.bits < 8:
+    if kind.packed:
         return raw
     flat = raw.view(dtype)
     if place.strides is None:
@@ -119,14 +137,18 @@ def _view(tensor: TensorInfo) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
 
-def _inflated(place: Place) -> bytes:
+def _coded(place: Place) -> bytes:
     if place.size > INFLATE_LIMIT:
         raise ResourceError(
             f"An array in {place.path} takes {place.size:,} bytes unpacked; save it uncompressed instead."
         )
     with place.path.open("rb") as file:
         file.seek(place.offset)
-        packed = file.read(place.packed)
+        return file.read(place.packed)
+
+
+def _inflated(place: Place) -> bytes:
+    packed = _coded(place)
     try:
         content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, place.skip + place.size)
     except zlib.error as error:

@@ -1,23 +1,31 @@
 """Number types of tensors in files: one name for each, how NumPy can look at its bytes, and what is not a number.
 
 Types that NumPy lacks are shown as their bits: bfloat16 as uint16, the float8 types as uint8, and types of less than
-a byte as the flat row of bytes they are packed into. The name always says what the bits mean.
+a byte as the flat row of bytes they are packed into, as are the quantised blocks of GGUF (`q4_0` …), which `decoding`
+turns into numbers. The name always says what the bits mean.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Dtype(NamedTuple):
-    """A number type: `view` is the NumPy type of its bytes; the masks are for float types that NumPy lacks."""
+    """A number type: `view` is the NumPy type of its bytes; the masks are for float types that NumPy lacks.
+
+    Quantised types share a scale among `block` numbers, which together take `bits`.
+    """
 
     view: str
     bits: int
     exponent: int = 0
     mantissa: int = 0
+    block: int = 1
+
+    @property
+    def packed(self) -> bool:
+        """Whether a number has no byte of its own, so that an array of this type is a flat row of bytes."""
+        return self.bits < 8 or self.block > 1
 
 
 DTYPES: dict[str, Dtype] = {
@@ -46,23 +54,22 @@ DTYPES: dict[str, Dtype] = {
     "qint8": Dtype("i1", 8),
     "quint8": Dtype("u1", 8),
     "qint32": Dtype("i4", 32),
+    # Blocks of ggml (ggml/src/ggml-common.h): the bytes of a block, times eight, for so many numbers
+    "q4_0": Dtype("u1", 8 * 18, block=32),
+    "q4_1": Dtype("u1", 8 * 20, block=32),
+    "q5_0": Dtype("u1", 8 * 22, block=32),
+    "q5_1": Dtype("u1", 8 * 24, block=32),
+    "q8_0": Dtype("u1", 8 * 34, block=32),
+    "q2_k": Dtype("u1", 8 * 84, block=256),
+    "q3_k": Dtype("u1", 8 * 110, block=256),
+    "q4_k": Dtype("u1", 8 * 144, block=256),
+    "q5_k": Dtype("u1", 8 * 176, block=256),
+    "q6_k": Dtype("u1", 8 * 210, block=256),
 }
 
 
 def bytes_of(dtype: str, elements: int) -> int:
     """Bytes that `elements` numbers take, rounded up to whole bytes."""
-    return -(-elements * DTYPES[dtype].bits // 8)
-
-
-def nonfinite(dtype: str, values: np.ndarray) -> tuple[int, int]:
-    """How many of `values` (any shape, as `Checkpoint.read` shows them) are NaN, and how many infinite."""
     kind = DTYPES[dtype]
-    if kind.exponent:
-        special = values[(values & kind.exponent) == kind.exponent] & kind.mantissa
-        if kind.exponent == kind.mantissa:
-            return int(special.size), 0
-        nan = int(np.count_nonzero(special))
-        return nan, int(special.size) - nan
-    if values.dtype.kind not in "fc":
-        return 0, 0
-    return int(np.count_nonzero(np.isnan(values))), int(np.count_nonzero(np.isinf(values)))
+    return -(-elements * kind.bits // (8 * kind.block))
+

@@ -14,7 +14,7 @@ from typing import Any
 from cutaway.errors import FormatError
 from cutaway.formats import safetensors_file, safetensors_index, torch_legacy, torch_zip
 from cutaway.formats.checkpoint import Checkpoint, Risk
-from cutaway.formats.reading import HEAD_BYTES, file_size, read_json_file, read_range, shown
+from cutaway.formats.reading import HEAD_BYTES, entries, file_size, read_json_file, read_range, shown
 
 NAME = "Hugging Face folder"
 CONFIG_BYTES = 10_000_000
@@ -108,21 +108,10 @@ def _folder_risks(path: Path, names: list[str], opened: list[Path]) -> Iterator[
 
 
 def _config_risks(name: str, config: Any) -> Iterator[Risk]:
-    for key, value in _entries(config):
+    for key, value in entries(config):
         for wanted, test, severity, text in _RULES:
             if key == wanted and test(value):
                 yield Risk(severity, f"{name}: {text} ({key} = {shown(str(value), 80)})")
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """All key–value pairs at any depth (the parser has bounded it)."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key, item
-            yield from _entries(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _entries(item)
 
 
 def _names_a_repository(value: Any) -> bool:

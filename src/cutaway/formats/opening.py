@@ -8,10 +8,15 @@ from typing import Protocol
 
 from cutaway.errors import FormatError
 from cutaway.formats import (
+    gguf_file,
+    hdf5_file,
     hf_folder,
+    keras_file,
     numpy_file,
+    onnx_file,
     safetensors_file,
     safetensors_index,
+    tflite_file,
     torch_legacy,
     torch_zip,
     zip_bundle,
@@ -32,14 +37,13 @@ class Opener(Protocol):
 
 # The order matters: a folder first, then what has a clear mark, then any zip and any pickle.
 OPENERS: tuple[Opener, ...] = (
-    hf_folder, safetensors_index, numpy_file, torch_zip, zip_bundle, torch_legacy, safetensors_file,
+    hf_folder, safetensors_index, gguf_file, hdf5_file, tflite_file, numpy_file, keras_file, torch_zip, zip_bundle,
+    torch_legacy, safetensors_file, onnx_file,
 )  # fmt: skip
 
 # Files people have that are something else; the sentence says what to do.
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`"),
-    (b"GGUF", "is a GGUF file, which cannot be read yet; convert it to safetensors"),
-    (b"\x89HDF", "is an HDF5 file, which cannot be read; convert it to safetensors"),
     (b"<!DOCTYPE", "is a web page and not a checkpoint; the download went wrong"),
     (b"<html", "is a web page and not a checkpoint; the download went wrong"),
     (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
@@ -69,7 +73,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 return opener.open(path)
             except OSError as error:
                 raise FormatError(f"{path} cannot be read ({error.strerror or error}).") from error
-    known = "safetensors, a Hugging Face folder, PyTorch (.pt, .pth, .bin, .ckpt) and NumPy (.npy, .npz)"
+    known = "safetensors, a Hugging Face folder, PyTorch, GGUF, ONNX, Keras and HDF5, TensorFlow Lite and NumPy"
     raise FormatError(f"{path} is in no format that is known here; those are {known}.")
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,27 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     return content
 
 
+def mapped(path: Path, start: int = 0, length: int | None = None) -> memoryview:
+    """`length` bytes from `start` (all, if None) as a view of the file; nothing is read before it is looked at."""
+    size = file_size(path)
+    stop = size if length is None else start + length
+    if stop > size:
+        raise FormatError(f"{path} ends after {size:,} bytes, in the middle of something; get it again.")
+    if not size:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[start:stop]
+
+
+@contextmanager
+def damaged(path: Path, kind: str) -> Iterator[None]:
+    """Turn what Python raises on bytes that make no sense into a FormatError."""
+    try:
+        yield
+    except (struct.error, IndexError, KeyError, OverflowError, ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"{path} is a damaged {kind} file ({shown(str(error), 200)}); get it again.") from error
+
+
 def read_json_file(path: Path, limit: int = JSON_BYTES) -> Any:
     """The value in a JSON file of at most `limit` bytes. Raises FormatError."""
     size = file_size(path)
@@ -63,6 +88,17 @@ def strict_json(content: bytes, where: str) -> Any:
     if _depth_exceeds(value, JSON_DEPTH):
         raise FormatError(f"The JSON in {where} is nested deeper than {JSON_DEPTH} levels.")
     return value
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """All pairs of key and value at any depth of parsed JSON (whose depth `strict_json` has bounded)."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key, item
+            yield from entries(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from entries(item)
 
 
 def shown(text: str, limit: int = 120) -> str:

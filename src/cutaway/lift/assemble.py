@@ -76,6 +76,8 @@ def _block(flow: Flow, region: Region) -> Block | None:
         slots = Slots(axis, shape[axis])
     elif region.write in flow.states and shape:
         kind, slots, mark = "state", Slots(len(shape) - 1, shape[-1]), "u"
+    elif len(shape) == 3 and consumers and all(sort_name(op) in ops.CONVOLUTION for op in consumers):
+        kind, slots, mark = "act", Slots(1, shape[1]), "c"  # a gate before a convolution over positions
     elif all(sources) and any(sort_name(op) in ops.CONTRACTION for op in consumers):
         kind, slots, mark = "mlp", last, ""
     elif len(shape) == 4:
@@ -97,10 +99,12 @@ def _channel_axis(flow: Flow, convolution: ops.Op, write: int) -> int:
     waiting = [write]
     while waiting and value not in onward:
         current = waiting.pop(0)
-        op = flow.maker(current)
-        for source in active(op, flow.activations) if op is not None and op.index > convolution.index else ():
+        maker = flow.maker(current)
+        if maker is None or maker.index <= convolution.index:
+            continue
+        for source in active(maker, flow.activations):
             if source not in onward:
-                onward[source] = (op, current)
+                onward[source] = (maker, current)
                 waiting.append(source)
     while value in onward and value != write:
         op, after = onward[value]

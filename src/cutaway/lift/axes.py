@@ -35,15 +35,13 @@ class Source:
 
 def source_of(flow: Flow, value: int, channels: Channels, stops: set[int]) -> Source:
     """The value that a read comes from through soft ops with all its channels kept, not behind a value in `stops`."""
-    chain = [value]
-    while chain[-1] not in stops and (step := _softly(flow, chain[-1])) is not None:
-        chain.append(step)
+    chain = behind(flow, value, stops)
     numbers = _channels(flow, chain)
     last = len(chain) - 1
     while last and not _same(numbers[last], numbers[0]):
         last -= 1
     near = last
-    while near and not _keeps_all(flow, chain[: near + 1]):
+    while near and (_size(flow, chain[near]) > _size(flow, value) or not _keeps_all(flow, chain[: near + 1])):
         near -= 1
 
     def best(start: int) -> tuple[int, Slots]:
@@ -54,6 +52,14 @@ def source_of(flow: Flow, value: int, channels: Channels, stops: set[int]) -> So
         return next(iter(full or found), (chain[start], Slots(last_axis, 1)))
 
     return Source(best(last), best(near))
+
+
+def behind(flow: Flow, value: int, stops: set[int]) -> list[int]:
+    """A value and what it comes from through soft ops of one activation, not behind a value in `stops`."""
+    chain = [value]
+    while chain[-1] not in stops and (step := _softly(flow, chain[-1])) is not None:
+        chain.append(step)
+    return chain
 
 
 def _keeps_all(flow: Flow, chain: list[int]) -> bool:
@@ -86,7 +92,8 @@ def _channels(flow: Flow, chain: list[int]) -> list[Tensor | None]:
     shape = flow.shape(onward[-1])
     if not shape:
         return [None] * len(chain)
-    axis = _output_axis(flow, op) % len(shape) if op is not None and sort_name(op) in ops.CONTRACTION else len(shape) - 1
+    contracts = op is not None and sort_name(op) in ops.CONTRACTION
+    axis = _output_axis(flow, op) % len(shape) if op is not None and contracts else len(shape) - 1
     line = torch.arange(1, shape[axis] + 1).view([-1 if place == axis else 1 for place in range(len(shape))])
     return _through(flow, onward, line.expand(shape))[: len(chain)]
 
@@ -128,7 +135,13 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether the same numbers are in both; zero is padding."""
     if one is None or other is None:
         return False
+    one, other = _once(one), _once(other)
     return torch.equal(one[one > 0].unique(), other[other > 0].unique())
+
+
+def _once(numbers: Tensor) -> Tensor:
+    """A tensor without its repetitions: an expanded axis has one place in memory."""
+    return numbers[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in numbers.stride())]
 
 
 def _size(flow: Flow, value: int) -> int:
@@ -141,7 +154,8 @@ def _slots(numbers: Tensor | None, channels: Channels) -> Slots | None:
     if numbers is None or not numbers.numel():
         return None
     count = channels.slots.count
-    axes = [axis for axis in range(numbers.ndim) if bool((numbers.narrow(axis, 0, 1) != numbers).any())]
+    short = _once(numbers)
+    axes = [axis for axis in range(numbers.ndim) if bool((short.narrow(axis, 0, 1) != short).any())]
     if len(axes) == 1:
         fits = numbers.shape[axes[0]] in (count, channels.width)
         return Slots(axes[0], count if fits else 1)

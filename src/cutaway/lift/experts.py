@@ -14,7 +14,7 @@ from ..graph import Op
 from . import ops
 from .blocks import Block, Read, Slots
 from .flow import Flow
-from .ops import active, sort_name
+from .ops import active, is_linear, is_product, sort_name
 
 
 def experts(flow: Flow, taken: set[int]) -> list[Block]:
@@ -41,58 +41,64 @@ def _logits(flow: Flow, choice: Op) -> int | None:
 
 
 def _block(flow: Flow, logits: int, choices: list[Op]) -> Block | None:
-    graph = flow.graph
-    ahead = graph.cone({logits})
-    last = {
-        value: max((user for user in graph.users[value] if user in flow.ancestors), default=-1) for value in ahead
-    }
-    alive, write = {logits}, None
-    computed = False
-    for op in graph.ops[graph.values[logits].op + 1 :]:
-        if op.index not in flow.ancestors or not any(value in ahead for value in op.inputs):
-            continue
-        if op.index in flow.residual_adds:
-            return None
-        computed = computed or _uses_weights(flow, op)
-        alive = {value for value in {*alive, *op.outputs} if last[value] > op.index or value in flow.goals}
-        if computed and op.index >= choices[-1].index and len(alive) == 1:
-            write = next(iter(alive))
-            break
-    if write is None or write not in flow.activations:
+    ahead = flow.graph.cone({logits})
+    write = _write(flow, logits, ahead, choices)
+    if write is None:
         return None
-    write = _onward(flow, write)
     members = _members(flow, ahead - {logits}, write)
-    reads = _reads(flow, logits, members)
-    chosen = next(value for value in choices[-1].outputs if graph.values[value].dtype.startswith("int"))
+    chosen = next(value for value in choices[-1].outputs if flow.graph.values[value].dtype.startswith("int"))
     extra = {"chosen": chosen}
     if (weights := _weights(flow, members, chosen, write)) is not None:
         extra["weights"] = weights
-    shape = flow.shape(write)
     return Block(
-        "moe", reads, write, Slots(max(len(shape) - 1, 0), 1), "", frozenset(members), extra=extra,
-        units=flow.shape(logits)[-1],
+        "moe", _reads(flow, logits, members), write, Slots(max(len(flow.shape(write)) - 1, 0), 1), "",
+        frozenset(members), extra=extra, units=flow.shape(logits)[-1],
     )  # fmt: skip
+
+
+def _write(flow: Flow, logits: int, ahead: set[int], choices: list[Op]) -> int | None:
+    """The value in which all that depends on the logits meets after the experts, the last before others take part."""
+    last = {
+        value: max((user for user in flow.graph.users[value] if user in flow.ancestors), default=-1) for value in ahead
+    }
+    alive, found, computed, gated = {logits}, None, False, False
+    experts = flow.shape(logits)[-1]
+    for op in flow.graph.ops[flow.graph.values[logits].op + 1 :]:
+        if op.index not in flow.ancestors or ahead.isdisjoint(op.inputs):
+            continue
+        if op.index in flow.residual_adds or (found is not None and _is_behind(flow, op, ahead, experts)):
+            break
+        computed = computed or _uses_weights(flow, op)
+        gated = gated or is_product(flow.tape, op, flow.activations)
+        alive = {value for value in {*alive, *op.outputs} if last[value] > op.index or value in flow.goals}
+        if op.index < choices[-1].index or len(alive) != 1 or alive.isdisjoint(flow.activations):
+            continue
+        if computed:
+            found = next(iter(alive))
+        elif not gated and not _gates(flow, next(iter(alive))):
+            return None  # what was chosen is read by itself, as in a sparse autoencoder
+        if alive & set(flow.goals):
+            break
+    return found
+
+
+def _is_behind(flow: Flow, op: Op, ahead: set[int], experts: int) -> bool:
+    """Whether an op belongs to what follows experts: a norm, other activations taking part, weights of no expert."""
+    if sort_name(op) in ops.NORMS or any(value not in ahead for value in active(op, flow.activations)):
+        return True
+    weights = [flow.shape(value) for value in op.inputs if value in flow.learnt] if _uses_weights(flow, op) else []
+    return any(len(shape) < 3 or shape[0] != experts for shape in weights)
+
+
+def _gates(flow: Flow, value: int) -> bool:
+    """Whether a value is multiplied with another activation before any weights are."""
+    ends = flow.ahead(value, lambda op: flow.is_soft(op) or sort_name(op) in ops.ELEMENTWISE)
+    return bool(ends) and all(is_product(flow.tape, op, flow.activations) for op in ends)
 
 
 def _uses_weights(flow: Flow, op: Op) -> bool:
     """Whether an op multiplies activations with learnt weights."""
-    if sort_name(op) not in ops.CONTRACTION and "grouped_mm" not in op.name:
-        return False
-    return any(value in flow.learnt for value in op.inputs)
-
-
-def _onward(flow: Flow, value: int) -> int:
-    """The value after the rearrangements and sums that nothing else takes part in."""
-    while True:
-        users = [user for user in flow.users(value) if user.index in flow.ancestors]
-        if len(users) != 1 or value in flow.goals or len(users[0].outputs) != 1:
-            return value
-        op = users[0]
-        name = sort_name(op)
-        collects = flow.is_layout(op) or name == "sum"
-        if not collects or active(op, flow.activations) != [value] or name.startswith(("split", "getitem")):
-            return value
-        value = op.outputs[0]
+    return sort_name(op) in ops.CONTRACTION | ops.GROUPED and any(value in flow.learnt for value in op.inputs)
 
 
 def _members(flow: Flow, ahead: set[int], write: int) -> set[int]:
@@ -141,9 +147,10 @@ def neurons(flow: Flow, block: Block) -> dict[str, int]:
         op = flow.graph.ops[index]
         if _uses_weights(flow, op) and not _leads_on(flow, block, op):
             last[index] = op
-    hidden = {index: next(v for v in active(op, flow.activations) if v not in flow.learnt) for index, op in last.items()}
+    moving = {index: set(active(op, flow.activations)) - flow.learnt for index, op in last.items()}
+    hidden = {index: min(values) for index, values in moving.items() if values}
     if len(hidden) == 1:
-        return {"act": _whole(flow, value) for value in hidden.values()}
+        return {"act": _whole(flow, next(iter(hidden.values())))}
     names = {index: _number(flow, op) for index, op in last.items()}
     return {f"e{names[index]}.act": value for index, value in hidden.items() if names[index] is not None}
 
@@ -185,4 +192,16 @@ def _weights(flow: Flow, members: set[int], chosen: int, write: int) -> int | No
         for value in op.outputs:
             if value in flow.activations and flow.shape(value) == shape and value != write:
                 found = value
-    return found
+    return found if found is None or _is_linear_in(flow, members, found) else None
+
+
+def _is_linear_in(flow: Flow, members: set[int], value: int) -> bool:
+    """Whether what the members make is linear in a value, all else held."""
+    moving = {value}
+    for index in sorted(members):
+        op = flow.graph.ops[index]
+        if not moving.isdisjoint(op.inputs):
+            if not is_linear(flow.tape, op, moving):
+                return False
+            moving.update(op.outputs)
+    return True

@@ -10,9 +10,9 @@ from ..graph import Graph, Op
 from ..graph.listing import repeats
 from ..run.tape import Tape
 from . import ops
-from .loops import projected, with_partial_steps
+from .loops import packed, projected, sequences, with_partial_steps
 from .ops import is_linear, is_product, sort_name
-from .recurrences import Recurrence, Steps, loops, recurrence
+from .recurrences import Looped, step_key
 
 
 class Flow:
@@ -24,7 +24,9 @@ class Flow:
         self.batch = batch
         self.time_major = False  # whether positions come before the batch, in values that have both; set by `lift`
         self.norms: dict[int, int] = {}  # ops of norms, written out or not, to what the norm writes; set by `blocks`
-        self._injected: set[int] = set()
+        self._injected: set[int] = set()  # ops that every step of a loop gives the same activation, as a drive
+        self.packed = packed(tape.graph)
+        self.sequences = sequences(tape.graph)
         self.taken: set[int] = set()  # ops of attentions, experts and scans; set by `blocks`
         self.goals = list(self.graph.outputs)  # what is explained: the main output alone, set by `lift`
         self.inputs = set(self.graph.inputs)
@@ -72,18 +74,17 @@ class Flow:
         return found
 
     @cached_property
-    def given(self) -> set[int]:
-        """Values that something learnt or given takes part in: not zeros, masks and ranges that the run makes."""
-        return self.graph.cone({value.id for value in self.graph.values if value.op < 0}, ops.SHAPE_ONLY)
-
-    @cached_property
     def learnt(self) -> set[int]:
-        """Parameters, and what is made or looked up of them without activations: the weights of chosen experts too."""
+        """Parameters, and what is made of them without activations: the weights of chosen experts too, but not what
+        the inputs themselves look up, as in an embedding."""
         values = self.graph.values
         found = {value.id for value in values if value.kind == "param"}
+        asked = set(self.inputs)
         for op in self.graph.ops:
             floating = [value for value in op.inputs if values[value].dtype.startswith(("float", "bfloat"))]
-            if floating and all(value in found for value in floating):
+            if any(value in asked for value in op.inputs):
+                asked.update(value for value in op.outputs if value not in self.activations)
+            elif floating and all(value in found for value in floating):
                 found.update(op.outputs)
         return found
 
@@ -154,7 +155,8 @@ class Flow:
     def residual_adds(self) -> dict[int, tuple[int, int]]:
         """Adds of a value and something computed from it by a contraction, attention or norm: op to (skip, branch)."""
         found: dict[int, tuple[int, int]] = {}
-        recurring = {op for item in self.recurrences for op in item.path}
+        recurring = {op for item in self.looped.recurrences for op in item.path}
+        injected = self._injected if self.carried else set()  # finding what is carried finds these
         hard = [
             sort_name(op) in ops.CONTRACTION or sort_name(op) in ops.NORMS or sort_name(op) == ops.SDPA
             for op in self.graph.ops
@@ -163,21 +165,25 @@ class Flow:
             moving = ops.active(op, self.activations)
             if sort_name(op) not in ("add", "iadd", "radd") or len(moving) != 2 or op.index not in self.useful:
                 continue
-            if op.index in self.injected or op.index in recurring:
+            if op.index in injected or op.index in recurring:
                 continue
             if self.shape(moving[0]) != self.shape(moving[1]):
                 continue
+            looped = op.index in self.looped.places
             for skip, branch in (moving, moving[::-1]):
-                if any(self._reaches(start, branch, hard) for start in self._starts(skip, found)):
+                if any(self._reaches(start, branch, hard) for start in self._starts(skip, found, looped)):
                     found[op.index] = (skip, branch)
                     break
         return found
 
-    def _starts(self, skip: int, adds: dict[int, tuple[int, int]]) -> list[int]:
+    def _starts(self, skip: int, adds: dict[int, tuple[int, int]], looped: bool) -> list[int]:
         """A skip and, where a residual add made it, what that added to: branches may run in parallel. Also what a skip
-        was padded or cropped from to fit a branch of another size."""
+        was padded or cropped from to fit a branch of another size, and, in no loop, what it is a multiple of."""
         made = adds.get(self.graph.values[skip].op)
         starts = [skip] if made is None else [skip, made[0]]
+        scale = self.maker(skip)
+        if scale is not None and sort_name(scale) in ops.SCALING and len(scale.inputs) == 1 and not looped:
+            starts += ops.active(scale, self.activations)
         while (op := self.maker(skip)) is not None and sort_name(op) in ops.FITTING and self.is_layout(op):
             moving = ops.active(op, self.activations)
             if not moving:
@@ -217,51 +223,13 @@ class Flow:
         """Activations that one step of a loop hands to the next."""
         found: set[int] = set()
         self._carried(list(self.graph.ops), found)
-        loose = {value for item in self.recurrences for value in item.loose}
+        loose = {value for item in self.looped.recurrences for value in item.loose}
         return with_partial_steps(self, (found & self.activations) - loose) - loose
 
     @cached_property
-    def loops(self) -> list[Steps]:
-        """Every loop of the run, as its steps."""
-        return loops(self.graph)
-
-    @cached_property
-    def recurrences(self) -> list[Recurrence]:
-        """The linear recurrences of the run, one entry a loop."""
-        found = [recurrence(self.tape, steps, self.activations, self.users) for steps in self.loops]
-        return [item for item in found if item is not None]
-
-    @cached_property
-    def places(self) -> dict[int, tuple[int, int]]:
-        """For each op in a loop, (the innermost loop, its position in the step)."""
-        return {
-            op.index: (number, position)
-            for number, steps in enumerate(self.loops)
-            for step in steps
-            for position, op in enumerate(step)
-        }
-
-    @property
-    def injected(self) -> set[int]:
-        """Ops that are given the same activation at every step of a loop, as an input that drives each step is."""
-        self.carried  # noqa: B018  (finds the loops)
-        return self._injected
-
-    @cached_property
-    def packed(self) -> set[int]:
-        """Values whose first axis runs over packed sequences, sorted by their length."""
-        ends = {"pack_padded_sequence": set[int](), "pad_packed_sequence": set[int]()}
-        for op in self.graph.ops:
-            if sort_name(op) in ends:
-                ends[sort_name(op)].update(op.outputs[:1])
-        return self.graph.cone(ends["pack_padded_sequence"]) - self.graph.cone(ends["pad_packed_sequence"])
-
-    @cached_property
-    def sequences(self) -> set[tuple[int, ...]]:
-        """The first two sizes of what has an axis of positions: token ids, and values of three axes."""
-        values = self.graph.values
-        ids = {values[value].shape for value in self.inputs if not values[value].dtype.startswith("float")}
-        return {shape for shape in ids if len(shape) == 2} | {v.shape[:2] for v in values if len(v.shape) == 3}
+    def looped(self) -> Looped:
+        """The loops of the run and their linear recurrences."""
+        return Looped(self.tape, self.activations, self.users)
 
     @cached_property
     def states(self) -> set[int]:
@@ -270,7 +238,7 @@ class Flow:
 
     def _carried(self, listed: list[Op], found: set[int]) -> None:
         table: dict[tuple[object, ...], int] = {}
-        keys = [table.setdefault(self._step_key(op), len(table)) for op in listed]
+        keys = [table.setdefault(step_key(self.graph, op), len(table)) for op in listed]
         for start, period, count in repeats(keys, max(len(listed) - 1, 1)):
             steps = [listed[start + period * step : start + period * (step + 1)] for step in range(count)]
             if not any(sort_name(op) in ops.CONTRACTION for op in steps[0]):
@@ -290,12 +258,6 @@ class Flow:
                             if place < len(steps[0][position].inputs):
                                 found.add(steps[0][position].inputs[place])
             self._carried(steps[0], found)
-
-    def _step_key(self, op: Op) -> tuple[object, ...]:
-        """What two ops share when they are the same place in two steps: function, module, parameters, shapes."""
-        parameters = tuple(value for value in op.inputs if self.graph.values[value].kind == "param")
-        shapes = tuple(self.shape(value) for value in op.outputs)
-        return (op.name, self.graph.modules[op.module].path, parameters, shapes)
 
     @cached_property
     def normed(self) -> set[int]:

@@ -174,7 +174,7 @@ class Frozen:
         if "max_pool" in op.name:
             part: Callable[[Tensor], Tensor] = lambda x: torch.func.jvp(alone, (at,), (x.to(at),))[1]  # noqa: E731
         else:
-            given = _bound(call, args, kwargs)
+            given = arguments(call, args, kwargs)
             part = _centred(sort_name(op), given, at, self.unit) or _scaled(alone, at, given, self.unit)
         func = (lambda x: (part(x), *found[1:])) if len(call.results) > 1 else part
         return replace(call, func=func, args=(Ref(source),), kwargs={}, slots=[(0, source)], written=(), rng=None)
@@ -184,7 +184,7 @@ class Frozen:
         return found if found is not None else self.flow.tape.leaves[value].detach()
 
 
-def _bound(call: Call, args: Any, kwargs: Any) -> dict[str, Any]:
+def arguments(call: Call, args: Any, kwargs: Any) -> dict[str, Any]:
     """Arguments by name, as far as the function's signature is known."""
     try:
         names = list(inspect.signature(call.func).parameters)
@@ -260,11 +260,11 @@ def unguarded(tape: Tape, steps: Plan) -> Plan:
     return Plan(kept[::-1], [value for value in steps.stored if value in wanted], steps.targets, len(kept), steps.roots)
 
 
-def reader(flow: Flow, trace: Trace) -> Reader:
-    """How values of a trace are read, those that its interventions changed included."""
+def reader(flow: Flow, trace: Trace | None = None) -> Reader:
+    """How values of a trace are read, those that its interventions changed included; without one, of the recording."""
 
     def read(wanted: list[int]) -> dict[int, Tensor]:
-        if trace.interventions:
+        if trace is not None and trace.interventions:
             return {value: trace._whole(Found(flow.graph.site(value), ())).detach() for value in wanted}
         with torch.no_grad():
             return execute(flow.tape, plan(flow.tape, [], wanted))

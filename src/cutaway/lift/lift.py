@@ -21,6 +21,7 @@ from .blocks import AXES, Block, Read, Slots
 from .flow import Flow
 from .mixing import mixing_sites
 from .names import resolve, standard_sites
+from .norm_sites import norm_sites
 from .ops import active, channels, sort_name
 from .results import result_sites
 
@@ -117,7 +118,7 @@ def lift(trace: Trace) -> Lifted:
     lifted = Lifted(tape, flow, sources, _constants(flow, found), found, ending, _unembed(flow, output))
     lifted.sites = standard_sites(flow, sources + lifted.constants, found, output)
     lifted.sites |= mixing_sites(flow, found)
-    lifted.sites |= result_sites(flow, found, sources)
+    lifted.sites |= result_sites(flow, found, sources) | norm_sites(flow, found, ending)
     return lifted
 
 
@@ -164,7 +165,8 @@ def _sources(flow: Flow, found: Iterable[Block]) -> list[Block]:
 
 
 def _constants(flow: Flow, blocks: Iterable[Block]) -> list[Block]:
-    """Values made of parameters or buffers alone, outside the blocks, that are added to activations and differ by position, or by nothing.
+    """Values made of parameters or buffers alone that are added to activations outside the blocks and differ by
+    position, or by nothing.
 
     The first are position embeddings, learnt tables or parts of them; the others embed what is the same everywhere,
     such as a token's type. Biases are broadcast over positions and are neither.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..graph import Graph
 from . import ops
 from .ops import active, sort_name
 
@@ -100,3 +101,18 @@ def closing(flow: Flow) -> set[int]:
                 found.add(op.index)
             waiting.extend(moving)
     return found
+
+
+def packed(graph: Graph) -> set[int]:
+    """Values whose first axis runs over packed sequences, sorted by their length."""
+    ends = {"pack_padded_sequence": set[int](), "pad_packed_sequence": set[int]()}
+    for op in graph.ops:
+        if sort_name(op) in ends:
+            ends[sort_name(op)].update(op.outputs[:1])
+    return graph.cone(ends["pack_padded_sequence"]) - graph.cone(ends["pad_packed_sequence"])
+
+
+def sequences(graph: Graph) -> set[tuple[int, ...]]:
+    """The first two sizes of what has an axis of positions: token ids, and values of three axes."""
+    ids = {graph.values[value].shape for value in graph.inputs if not graph.values[value].dtype.startswith("float")}
+    return {shape for shape in ids if len(shape) == 2} | {v.shape[:2] for v in graph.values if len(v.shape) == 3}

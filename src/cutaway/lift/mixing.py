@@ -82,7 +82,7 @@ def _expert_sites(flow: Flow, block: Block) -> dict[str, Found]:
     for name, value in block.extra.items():
         sites[f"{block.name}.{name}"] = folded_place(flow, value, "choice")
     for name, value in neurons(flow, block).items():
-        axes = ("row", "neuron") if len(flow.shape(value)) == 2 else ()
+        axes = {2: ("row", "neuron"), 3: ("expert", "row", "neuron")}.get(len(flow.shape(value)), ())
         sites[f"{block.name}.{name}"] = Found(flow.graph.site(value), axes)
     if "weights" in block.extra:
         place = sites[f"{block.name}.out"]

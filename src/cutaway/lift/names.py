@@ -21,6 +21,8 @@ _ALIASES: tuple[tuple[str, str], ...] = (
     (r"(?:blocks\.(\d+)\.)mlp\.hook_pre", r"L\1.mlp.pre"),
     (r"(?:blocks\.(\d+)\.)mlp\.hook_pre_linear", r"L\1.mlp.up"),
     (r"(?:blocks\.(\d+)\.)mlp\.hook_post", r"L\1.mlp.out"),
+    (r"(?:blocks\.(\d+)\.)(ln[12])\.hook_(scale|normalized)", r"L\1.\2.\3"),
+    (r"ln_final\.hook_(scale|normalized)", r"ln_final.\1"),
     (r"hook_(embed|pos_embed)", r"\1"),
     (r"(?:layers_input|resid_pre)[.\[](\d+)\]?", r"L\1.resid_pre"),
     (r"(L\d+)\.mlp\.act", r"\1.mlp.out"),
@@ -195,7 +197,7 @@ def _layer(flow: Flow, parts: dict[str, tuple[int | None, int | None]], ends: se
     second, end = parts.get("mlp", parts.get("moe", (None, None)))
     if "attn" not in parts:
         names = {"resid_pre": second, "resid_post": end}
-    elif "mlp" not in parts and "moe" not in parts:  # something that is no MLP to us, experts say, may come before the layer ends
+    elif "mlp" not in parts and "moe" not in parts:  # something that is no MLP to us may come before the layer ends
         names = {"resid_pre": start, "resid_post": middle if middle in ends else None}
     elif second == start:  # both read the same: a parallel layer
         names = {"resid_pre": start, "resid_post": end}

@@ -15,8 +15,8 @@ from .flow import Flow
 from .ops import active, sort_name
 
 REDUCTIONS = frozenset("mean sum var std var_mean norm linalg_vector_norm vector_norm logsumexp amax max".split())
-_DIVISIONS = frozenset("div truediv divide idiv itruediv".split())
-_PRODUCTS = frozenset("mul rmul imul multiply".split()) | _DIVISIONS
+DIVISIONS = frozenset("div truediv divide idiv itruediv".split())
+_PRODUCTS = frozenset("mul rmul imul multiply".split()) | DIVISIONS
 
 
 def scale_of(flow: Flow, op: Op, linear: Callable[[int], bool]) -> int | None:
@@ -28,7 +28,7 @@ def scale_of(flow: Flow, op: Op, linear: Callable[[int], bool]) -> int | None:
     if sort_name(op) not in _PRODUCTS or len(moving) != 2 or op.index not in flow.useful:
         return None
     pairs = [(moving[0], moving[1]), (moving[1], moving[0])]
-    if sort_name(op) in _DIVISIONS:
+    if sort_name(op) in DIVISIONS:
         first = flow.tape.calls[op.index].args[0]
         pairs = [pair for pair in pairs if isinstance(first, Ref) and pair[0] == first.id]
     for value, scale in pairs:

@@ -30,6 +30,7 @@ CONTRACTION = frozenset(
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution conv_tbc""".split()
 )
 CONVOLUTION = frozenset(name for name in CONTRACTION if name.startswith("conv"))
+GROUPED = frozenset("grouped_mm grouped_mm_fallback".split())  # rows by group, each with weights of its own
 MIXING = CONTRACTION - CONVOLUTION
 CHOICES = frozenset("topk argmax max sort argsort kthvalue".split())
 SOLVING = frozenset("linalg_solve_triangular solve_triangular linalg_solve linalg_inv inverse".split())

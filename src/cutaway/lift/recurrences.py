@@ -30,6 +30,22 @@ class Recurrence:
     loose: frozenset[int]
 
 
+class Looped:
+    """The loops of a run. `steps` of each loop, inner ones after the outer; `places` says for each op in one which is
+    the innermost, and its position in the step; `recurrences` are the linear ones, an entry a loop."""
+
+    def __init__(self, tape: Tape, activations: set[int], users: Callable[[int], list[Op]]) -> None:
+        self.steps = loops(tape.graph)
+        self.places: dict[int, Place] = {
+            op.index: (number, position)
+            for number, steps in enumerate(self.steps)
+            for step in steps
+            for position, op in enumerate(step)
+        }
+        found = [recurrence(tape, steps, activations, users) for steps in self.steps]
+        self.recurrences: list[Recurrence] = [item for item in found if item is not None]
+
+
 @dataclass
 class _Mark:
     """How a value depends on a state of the step before."""

@@ -35,7 +35,8 @@ def regions(flow: Flow, taken: set[int]) -> list[Region]:
     bends = sorted({*bends, *_joiners(flow, set(bends), taken)})
     found: list[Region] = []
     for members in groups(flow, bends, taken, flow.cuts):
-        found += split(flow, members | soft_between(flow, members, taken, flow.cuts), flow.cuts, flow.useful, flow.graph.outputs)
+        members |= soft_between(flow, members, taken, flow.cuts)
+        found += split(flow, members, flow.cuts, flow.useful, flow.graph.outputs)
     for op in flow.graph.ops:
         if flow.moves(op) and op.index not in taken and is_opaque(flow, op):
             reads = tuple(active(op, flow.activations))

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from ..graph import Op
 from . import ops
-from .axes import Channels, source_of
+from .axes import Channels, Source, behind, source_of
 from .blocks import Block, Read, Slots
 from .flow import Flow
 from .ops import active, sort_name
@@ -39,12 +40,12 @@ def scans(flow: Flow, taken: set[int]) -> list[Block]:
     """Every scan of a run outside the ops in `taken`, in order of execution."""
     needed = flow.ancestors
     mixing = {op.index for op in flow.graph.ops if op.index not in taken and op.index in needed and _mixes(flow, op)}
-    path = {op for found in flow.recurrences for op in found.path if op not in taken and op in needed}
+    path = {op for found in flow.looped.recurrences for op in found.path if op not in taken and op in needed}
     if not path and len(mixing) < 2:
         return []
     found: list[Block] = []
     for number, scan in enumerate(_scans(flow, mixing, path, taken)):
-        loops = [loop for loop, item in enumerate(flow.recurrences) if item.path & scan.path]
+        loops = [loop for loop, item in enumerate(flow.looped.recurrences) if item.path & scan.path]
         found += _blocks(flow, scan, ("loop", loops[0]) if loops else ("scan", number))
     return found
 
@@ -54,25 +55,27 @@ def _mixes(flow: Flow, op: Op) -> bool:
     return sort_name(op) in ops.MIXING and flow.moves(op) and not flow.linear[op.index]
 
 
-def _is_weighted(flow: Flow, op: Op) -> bool:
+def _is_weighted(flow: Flow, op: Op, given: set[int]) -> bool:
     """Whether an op contracts an activation with something that was learnt or given, not with zeros or a mask."""
     return sort_name(op) in ops.CONTRACTION and flow.linear[op.index] and any(
-        value in flow.given for value in op.inputs if value not in flow.activations
+        value in given for value in op.inputs if value not in flow.activations
     )
 
 
 def _scans(flow: Flow, mixing: set[int], path: set[int], taken: set[int]) -> list[_Scan]:
     """The connected sets that are scans."""
+    graph = flow.graph
+    given = graph.cone({value.id for value in graph.values if value.op < 0}, ops.SHAPE_ONLY)  # no zeros, no masks
     listed = [op for op in flow.graph.ops if op.index not in taken and op.index in flow.ancestors and flow.moves(op)]
-    hard = [op for op in listed if _is_weighted(flow, op)]
+    hard = [op for op in listed if _is_weighted(flow, op, given)]
     convolved = {op.index for op in listed if flow.is_bend(op) and _follows_convolution(flow, op)}
     joined = [
         op.index
         for op in listed
         if (flow.is_bend(op) or op.index in path or sort_name(op) in ops.NORMS or is_opaque(flow, op))
-        and not (op.index in convolved or _is_weighted(flow, op))
+        and not (op.index in convolved or _is_weighted(flow, op, given))
     ]
-    unweighted = {op.index for op in listed if sort_name(op) in ops.MIXING and not _is_weighted(flow, op)}
+    unweighted = {op.index for op in listed if sort_name(op) in ops.MIXING and not _is_weighted(flow, op, given)}
     joined = sorted({*joined, *mixing, *unweighted})
     attended = [flow.graph.ops[op] for op in taken]
     known = {value for op in convolved for value in flow.graph.ops[op].outputs}
@@ -83,7 +86,7 @@ def _scans(flow: Flow, mixing: set[int], path: set[int], taken: set[int]) -> lis
             continue
         whole = members | soft_between(flow, members, taken, cuts)
         whole |= _rearranged(flow, whole)
-        items = [item for item in flow.recurrences if item.path & members]
+        items = [item for item in flow.looped.recurrences if item.path & members]
         states = [chain for item in items for chain in item.states]
         around = {op for item in items for op in item.path}
         found.append(_Scan(_without_last_norms(flow, whole), around, states, members & mixing))
@@ -103,13 +106,18 @@ def _rearranged(flow: Flow, members: set[int]) -> set[int]:
     """The ops that only collect and rearrange what members make: steps stacked, heads merged."""
     made = {value for op in members for value in flow.graph.ops[op].outputs}
     found: set[int] = set()
-    for op in flow.graph.ops:
+    waiting = [user.index for value in made for user in flow.users(value) if user.index not in members]
+    heapify(waiting)
+    while waiting:
+        op = flow.graph.ops[heappop(waiting)]
         moving = active(op, flow.activations)
-        if op.index in members or op.index not in flow.ancestors or not moving or not all(v in made for v in moving):
+        if op.index in found or op.index not in flow.ancestors or not flow.is_layout(op):
             continue
-        if flow.is_layout(op):
+        if moving and all(value in made for value in moving):
             found.add(op.index)
             made.update(op.outputs)
+            for user in (user for value in op.outputs for user in flow.users(value)):
+                heappush(waiting, user.index)
     return found
 
 
@@ -163,13 +171,16 @@ def _heads(flow: Flow, scan: _Scan, width: int) -> int:
             return shape[1]
     if states:
         return 1
-    lines = [flow.shape(value) for value in sorted(_parameters(flow, scan))]
-    sizes = Counter(shape[0] for shape in lines if len(shape) == 1)
+    sizes = Counter(max(shape) for value in sorted(_parameters(flow, scan)) if _is_line(shape := flow.shape(value)))
     return next((size for size, _ in sizes.most_common() if 1 < size < width and width % size == 0), 1)
 
 
+def _is_line(shape: tuple[int, ...]) -> bool:
+    return sum(size > 1 for size in shape) == 1
+
+
 def _parameters(flow: Flow, scan: _Scan) -> set[int]:
-    """The parameters that a scan's ops read, through ops on parameters alone."""
+    """The parameters and buffers that a scan's ops read, through ops on these alone."""
     found: set[int] = set()
     waiting = [v for op in scan.members for v in flow.graph.ops[op].inputs if v not in flow.activations]
     seen: set[int] = set()
@@ -178,7 +189,7 @@ def _parameters(flow: Flow, scan: _Scan) -> set[int]:
         if value in seen:
             continue
         seen.add(value)
-        if flow.graph.values[value].kind == "param":
+        if flow.graph.values[value].kind in ("param", "buffer"):
             found.add(value)
         elif (maker := flow.maker(value)) is not None:
             waiting.extend(v for v in maker.inputs if v not in flow.activations)
@@ -187,11 +198,15 @@ def _parameters(flow: Flow, scan: _Scan) -> set[int]:
 
 def _reads(flow: Flow, scan: _Scan, piece: Region, channels: Channels, writes: set[int]) -> tuple[Read, ...]:
     """A block's reads: slices of one value by time are that value; ports are named for what the scan does with them."""
-    sources = {value: source_of(flow, value, channels, writes) for value in piece.reads}
+    sources = _sources(flow, piece, channels, writes)
     shared = Counter(found.far[0] for found in sources.values())
     kept: dict[int, tuple[str, Slots]] = {}
+    roles: dict[object, str] = {}
     for value, found in sources.items():
-        role = _role(flow, scan, piece, value)
+        place = _place(flow, value)
+        if place not in roles:
+            roles[place] = _role(flow, scan, piece, value)
+        role = roles[place]
         value, slots = found.far if shared[found.far[0]] > 1 else found.near
         if value not in kept or _PORTS.index(role) < _PORTS.index(kept[value][0]):
             kept[value] = (role, slots)
@@ -200,13 +215,34 @@ def _reads(flow: Flow, scan: _Scan, piece: Region, channels: Channels, writes: s
     reads = []
     for value in sorted(kept):
         role, slots = kept[value]
-        maker = flow.graph.values[value]
-        key = (role, (*flow.places[maker.op], maker.port) if maker.op in flow.places else value)
+        key = (role, _place(flow, value))
         if key not in names:
             names[key] = role + (str(counts[role]) if counts[role] else "")
             counts[role] += 1
         reads.append(Read(names[key], value, slots))
     return tuple(reads)
+
+
+def _sources(flow: Flow, piece: Region, channels: Channels, writes: set[int]) -> dict[int, Source]:
+    """Where each read comes from; what one step of a loop reads a slice of, the others do too."""
+    found: dict[int, Source] = {}
+    known: dict[object, Source] = {}
+    for value in piece.reads:
+        place = _place(flow, value)
+        if place in known and known[place].far[0] in behind(flow, value, writes):
+            found[value] = Source(known[place].far, known[place].far)
+        else:
+            found[value] = known[place] = source_of(flow, value, channels, writes)
+    return found
+
+
+def _place(flow: Flow, value: int) -> object:
+    """The place in a loop's step at which a value is made, the same for every step but the first; else the value."""
+    made = flow.graph.values[value]
+    loop = flow.looped.places.get(made.op)
+    if loop is None or made.op in {op.index for op in flow.looped.steps[loop[0]][0]}:
+        return value
+    return (*loop, made.port)
 
 
 def _role(flow: Flow, scan: _Scan, piece: Region, value: int) -> str:

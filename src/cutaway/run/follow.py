@@ -2,16 +2,16 @@
 
 Most of what recording costs is writing the graph down. A network that ran before on inputs of the same form, whose
 modules hold what they held then, and whose run neither wrote in place nor drew numbers, makes the same calls again
-unless a Python value that it reads from a tensor is another. Such a run is followed instead: each call is compared with the one expected (the
-same function on the same values), and what is to be kept is kept. When only a few sites are kept, the calls of their
-modules alone are watched, and the rest of the network runs as it would without a recorder. A run that goes another way
-is given up and recorded anew.
+unless a Python value that it reads from a tensor is another. Such a run is followed instead: each call is compared with
+the one expected (the same function on the same values), and what is to be kept is kept. When only a few sites are kept,
+the calls of their modules alone are watched, and the rest of the network runs as it would without a recorder. A run
+that goes another way is given up and recorded anew.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ from .tape import Tape
 from .targets import targets
 from .untouched import Seal, Snapshot, untouched
 
-_NOT_TENSORS = (torch.Size, torch.dtype, torch.device, *ATOMS)
+_NOT_TENSORS = (torch.Size, torch.dtype, torch.device, int, float, bool, str, type(None))
 _MOST_WINDOWS = 16  # modules watched one by one; beyond that the whole run is
 
 
@@ -299,6 +299,10 @@ class _Watcher(TorchFunctionMode):
 
 def _refs(tree: Any) -> list[Ref]:
     found: list[Ref] = []
-    note: Callable[[Ref], Ref] = lambda ref: (found.append(ref), ref)[1]  # noqa: E731
+
+    def note(ref: Ref) -> Ref:
+        found.append(ref)
+        return ref
+
     swap(tree, Ref, note)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,9 +35,8 @@ def inner_gradients(tape: Tape) -> list[Inner]:
         if op.name != "grad" or call.func is not torch.autograd.grad:
             continue
         by = call.args[1] if len(call.args) > 1 else call.kwargs["inputs"]
-        roots: list[int] = []
-        swap(by, Ref, lambda ref, roots=roots: roots.append(ref.id))
-        ahead = tape.graph.cone(set(roots))
+        roots = _references(by)
+        ahead = tape.graph.cone(roots)
         span: set[int] = set()
         waiting = [value for value in op.inputs if value not in roots]
         while waiting:
@@ -61,6 +61,12 @@ def differentiating(tape: Tape, op: int) -> Iterator[None]:
             f"The network takes a gradient inside its forward ({where}), and an edit cuts what it is taken through; "
             "an edit that keeps a part of the value, such as add or scale, does not."
         ) from failure
+
+
+def _references(tree: Any) -> set[int]:
+    found: set[int] = set()
+    swap(tree, Ref, lambda ref: found.add(ref.id))
+    return found
 
 
 def made_again(tape: Tape, targets: Iterable[int], touched: set[int], given: set[int]) -> tuple[set[int], set[int]]:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import SiteError
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import kind_of
+from .keep import Checkpoints
 from .replay import execute, plan
 from .structure import Ref, swap, tensors
 from .tape import Call, Logger, Tape
@@ -60,7 +61,7 @@ def _parts(tape: Tape, index: int) -> tuple[Logger, list[int], list[int]]:
     """The inside of op `index`: its log, the log's leaves for the op's inputs, and the values of its outputs."""
     op, call = tape.graph.ops[index], tape.calls[index]
     values = execute(tape, plan(tape, [], op.inputs))
-    log = Logger(keep=True)
+    log = Logger(Checkpoints() if tape.sparse else True)
     held = {value: values[value].detach() for value in op.inputs}
     entries = [log.leaf(held[value], "input", str(value)) for value in op.inputs]
     args = swap(call.args, Ref, lambda ref: held[ref.id])
@@ -93,6 +94,7 @@ def opened(tape: Tape, indices: Iterable[int]) -> Tape:
     new = Tape(
         Graph(values, [], [_copy(call) for call in old.modules], list(old.inputs), list(old.outputs)),
         [], dict(tape.leaves), dict(tape.kept), list(tape.problems), dict(tape.seals),
+        sparse=tape.sparse,
     )  # fmt: skip
     starts: list[int] = []
     for op, call in zip(old.ops, tape.calls, strict=True):

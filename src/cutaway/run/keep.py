@@ -1,8 +1,11 @@
-"""Which values a recording keeps, by raw sites and shell patterns."""
+"""Which values a recording keeps: by raw sites and shell patterns, or what is alive at a few moments."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
+
+from torch import Tensor
 
 from ..graph import Graph
 from ..site import unknown
@@ -34,3 +37,35 @@ class Kept:
         for pattern in self.patterns:
             if not any(fnmatchcase(address, pattern) for address in graph.addresses):
                 raise unknown(pattern, graph.addresses)
+
+
+class Checkpoints:
+    """Keeps what is alive at a few moments of a run, however long it is.
+
+    What is alive at a moment is all that later calls can read, so every value can be made again from the moment before
+    it. There are never more than `most` moments: when there would be, every other one is given up, and from then on
+    moments lie twice as far apart. So a recording holds at most `most` times what the network itself holds at once, and
+    a value is made again by at most 1/`most` of the run's calls, or twice that. Chen et al. 2016 (arXiv:1604.06174).
+    """
+
+    def __init__(self, most: int = 16, every: int = 64) -> None:
+        self.most, self.every = most, every
+        self._moments: list[dict[int, Tensor]] = []
+
+    def due(self, op: int) -> bool:
+        """Whether a moment is to be kept after this many calls."""
+        return op % self.every == 0
+
+    def note(self, live: Iterable[tuple[int, Tensor]]) -> dict[int, Tensor]:
+        """Keep a moment; returns all that is to be kept now."""
+        self._moments.append(dict(live))
+        if len(self._moments) > self.most:
+            self._moments = self._moments[1::2]
+            self.every *= 2
+        return {value: tensor for moment in self._moments for value, tensor in moment.items()}
+
+    def moved(self, value: int, tensor: Tensor) -> None:
+        """A value's tensor is about to be written into: `tensor` is its copy."""
+        for moment in self._moments:
+            if value in moment:
+                moment[value] = tensor

@@ -15,7 +15,7 @@ from ..graph import Graph
 from ..site import Site
 from .follow import Guide, follow, form
 from .interventions import Intervention
-from .keep import Kept
+from .keep import Checkpoints, Kept
 from .record import Edits, record_tape
 from .structure import fresh, tensors
 from .trace import Trace, receipts
@@ -179,7 +179,8 @@ class Network:
     ) -> Trace:
         """Run once and record. Inputs are texts or whatever the module's forward takes.
 
-        `keep`: "all", "none", or sites whose values to keep (shell patterns allowed); others are made again when read.
+        `keep`: "all", "none", "checkpoints" (what is alive at 16 moments, for long runs), or sites whose values to keep
+        (shell patterns allowed); others are made again when read.
         `interventions` are made during the run. Raises InputError, ModelError, SiteError.
         """
         args, kwargs = self._inputs(inputs, kwargs)
@@ -190,7 +191,7 @@ class Network:
             )
         kept = self._keep(keep, args, kwargs)
         found = self._record(args, kwargs, kept)
-        if not isinstance(kept, bool):
+        if isinstance(kept, Kept):
             kept.check(found.graph)
         return found
 
@@ -198,21 +199,23 @@ class Network:
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        keep: Kept | bool,
+        keep: Kept | Checkpoints | bool,
         edits: Edits | None = None,
     ) -> Trace:
         self.check_weights()
         key = None if edits else form(args, kwargs)
         guide = self._guides.pop(key, None) if key is not None else None
-        if guide is not None and guide.snapshot.same():
-            found = follow(self.module, guide, *fresh((args, kwargs)), keep)
+        if guide is not None and not isinstance(keep, Checkpoints) and guide.snapshot.same():
+            own_args, own_kwargs = fresh((args, kwargs))
+            found = follow(self.module, guide, own_args, own_kwargs, keep)
             if found is not None:
                 self._guides[key] = guide
                 return Trace(self, found[0], args, kwargs, found[1])
         snapshot = Snapshot(self.module)
         try:
             # What a run writes into its inputs, a cache for example, stays its own.
-            tape, output = record_tape(self.module, *fresh((args, kwargs)), keep, edits, snapshot)
+            own_args, own_kwargs = fresh((args, kwargs))
+            tape, output = record_tape(self.module, own_args, own_kwargs, keep, edits, snapshot)
         finally:  # a run that writes into its weights has put them back, but their versions have moved on
             self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
         if tape.graph.outputs and not tape.graph.rooted():
@@ -227,7 +230,11 @@ class Network:
                 del self._guides[next(iter(self._guides))]
         return Trace(self, tape, args, kwargs, output)
 
-    def _keep(self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | bool:
+    def _keep(
+        self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Kept | Checkpoints | bool:
+        if keep == "checkpoints":
+            return Checkpoints()
         if keep in ("all", "none"):
             return keep == "all"
         names = [keep] if isinstance(keep, str) else list(keep)
@@ -235,7 +242,8 @@ class Network:
         if lifted := [name for name in names if name not in raw]:
             reference = self._record(args, kwargs, False)
             for name in lifted:
-                value, _ = reference.graph.find(reference.locate(Site(Site.parse(name).name)).address.split("//")[0])
+                address = reference.locate(Site(Site.parse(name).name)).address.split("//")[0]
+                value, _ = reference._find(reference.tape, address)
                 raw.append(reference.graph.site(value))
         return Kept(raw)
 
@@ -252,7 +260,7 @@ class Network:
             if address.startswith(("param:", "buffer:", "const:")) or "/alias." in address:
                 raise SiteError(f"'{address}' is not made by a call of the network; edit it by a replay of a trace.")
             if written_through(plain.tape, address):
-                raise SiteError(f"'{address}' is a view that the network writes through; edit it by a replay of a trace.")
+                raise SiteError(f"'{address}' is a view that is written through; edit it by a replay of a trace.")
             table.setdefault(address if address.startswith("input:") else address.removesuffix(":0"), []).append(edit)
         found = self._record(plain.args, plain.kwargs, True, table)
         found.receipt = receipts(fired)

@@ -7,7 +7,7 @@ an ordinary forward hook on one of its modules or a write into one of its parame
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,10 +24,17 @@ Change = Callable[[Tensor], Tensor]
 class Plain:
     """A module and its inputs, to be run without a recorder, each time from the same state."""
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         self.module = module
         self.args = args
         self.kwargs = kwargs
+        self.generators = generators
         held = [*module.parameters(), *module.buffers()]
         held += [item for inner in module.modules() for item in vars(inner).values() if isinstance(item, Tensor)]
         self._saved = [(tensor, tensor.detach().clone()) for tensor in held]
@@ -66,9 +73,12 @@ class Plain:
     def _from_the_same_state(self) -> Iterator[None]:
         """Put back what a run writes into buffers, parameters and tensors in attributes."""
         versions = [tensor._version for tensor, _ in self._saved]
+        states = [generator.get_state() for generator in self.generators]
         try:
             yield
         finally:
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
             for (tensor, content), version in zip(self._saved, versions, strict=True):
                 if tensor._version != version or not same(tensor.detach(), content):
                     tensor.data.copy_(content)
@@ -97,8 +107,8 @@ def _on_call(count: int, change: Change) -> Callable[[nn.Module, Any, Any], Any]
 @contextmanager
 def _checkpoints_inlined() -> Iterator[None]:
     """Re-entrant checkpointing run as what it stands for: `autograd.grad` cannot go through it, and hooks run twice."""
-    CheckpointFunction.apply = classmethod(lambda cls, function, preserve, *args: function(*args))
+    setattr(CheckpointFunction, "apply", staticmethod(lambda function, preserve, *args: function(*args)))  # noqa: B010
     try:
         yield
     finally:
-        del CheckpointFunction.apply
+        delattr(CheckpointFunction, "apply")

@@ -6,10 +6,8 @@ network as its author wrote it; what bypasses them is caught by `watching`.
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CutawayError, ModelError
 from .calls import Kind, kind_of
-from .keep import Kept
+from .collecting import uncollected
+from .keep import Checkpoints, Kept
 from .structure import swap, tensors
 from .tape import Logger, Tape
 from .targets import targets as targets_of
@@ -60,10 +59,14 @@ class _Mode(TorchFunctionMode):
             log.prepare_write([tensor for _, tensor in targets])
             versions = [tensor._version for _, tensor in targets]
         packed = log.pack(args, kwargs) if targets else None
-        rng = torch.get_rng_state() if kind.random else None
+        source = (kwargs.get("generator") or torch.default_generator) if kind.random else None
+        rng = source.get_state() if source is not None else None
         out = func(*args, **kwargs)
-        if rng is not None and torch.equal(rng, torch.get_rng_state()):
-            rng = None  # it drew nothing: attention without dropout, say
+        if source is not None and rng is not None:
+            if torch.equal(rng, source.get_state()):
+                rng = None  # it drew nothing: attention without dropout, say
+            elif source is not torch.default_generator:
+                log.drew(source, rng)
         if not targets and not kind.guard and not isinstance(out, (Tensor, tuple, list)):
             return out
         if type(out) is torch.Size:
@@ -85,7 +88,7 @@ def record_tape(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    keep: Kept | bool = True,
+    keep: Kept | Checkpoints | bool = True,
     edits: Edits | None = None,
     snapshot: Snapshot | None = None,
 ) -> tuple[Tape, Any]:
@@ -102,7 +105,7 @@ def record_tape(
         for place, tensor in enumerate(tensors((args, kwargs))):
             graph.inputs.append(log.leaf(tensor, "input", str(place)))
         try:
-            with _uncollected(), untouched(model, snapshot), torch.enable_grad(), watching(mode, model), mode:
+            with uncollected(), untouched(model, snapshot), torch.enable_grad(), watching(mode, model), mode:
                 out = model(*args, **kwargs)
             out = log.settled(out)
         except CutawayError:
@@ -125,18 +128,6 @@ def record_tape(
         if graph.values[value].kind == "buffer":
             log.tape.seals[value] = Seal(tensor)
     return log.tape, out
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Put off garbage collection: a tape's many small objects would set off full collections again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _named(model: nn.Module) -> dict[int, tuple[str, str]]:

@@ -204,7 +204,7 @@ def execute(
     environment: dict[int, Tensor] = {}
     for value in todo.stored:
         found = given.get(value) if given else None
-        environment[value] = found if found is not None else _stored(tape, value)
+        environment[value] = found if found is not None else stored(tape, value)
         if value in todo.roots:
             environment[value] = _required(environment[value])
     for step in todo.steps:
@@ -230,7 +230,8 @@ def _required(root: Tensor) -> Tensor:
     return root if root.requires_grad else root.detach().requires_grad_()
 
 
-def _stored(tape: Tape, value: int) -> Tensor:
+def stored(tape: Tape, value: int) -> Tensor:
+    """A leaf or a kept value of a tape."""
     found = tape.leaves.get(value)
     if found is None:
         found = tape.kept[value]
@@ -259,7 +260,7 @@ def _step(tape: Tape, step: Step, environment: dict[int, Tensor]) -> None:
     if call.grad and call.autocast is None and call.rng is None:
         out = call.func(*args, **kwargs)
     else:
-        out = _as_recorded(call, args, kwargs)
+        out = as_recorded(call, args, kwargs)
     if call.answer is not None or not (call.results or call.written):
         _compare(tape, step.op, out)
     for place, value in call.written:
@@ -280,14 +281,18 @@ def _step(tape: Tape, step: Step, environment: dict[int, Tensor]) -> None:
                 environment[value] = tensor
 
 
-def _as_recorded(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def as_recorded(call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The call under the gradient mode, autocast and random state that it was recorded under."""
     with ExitStack() as stack:
         if not call.grad:
             stack.enter_context(torch.no_grad())
         if call.autocast is not None:
             stack.enter_context(torch.autocast("cpu", dtype=call.autocast))
-        if call.rng is not None:
+        if call.rng is not None and (source := call.kwargs.get("generator")) is not None:
+            again = torch.Generator(source.device)
+            again.set_state(call.rng)
+            kwargs = {**kwargs, "generator": again}
+        elif call.rng is not None:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             torch.set_rng_state(call.rng)
         return call.func(*args, **kwargs)

@@ -60,7 +60,7 @@ class Lay:
 
 @dataclass(eq=False)
 class Sizes:
-    """The sizes of a tape: `batch` and `length` as recorded (0: no positions), each value's lay, each op's arguments."""
+    """A tape's sizes: `batch` and `length` as recorded (0: no positions), the values' lays, the ops' arguments."""
 
     batch: int
     length: int
@@ -71,7 +71,8 @@ class Sizes:
 def sizes(trace: Trace, tape_of: Callable[[Trace], Tape], positions: bool = True) -> Sizes:
     """Record `trace`'s network at another size and compare the tapes that `tape_of` gives.
 
-    `positions`: whether to look at the number of positions too. Raises Unfit when the network cannot run at another size or does something else there.
+    `positions`: whether to look at the number of positions too. Raises Unfit when the network cannot run at another
+    size.
     """
     first = next(tensors((trace.args, trace.kwargs)), None)
     if first is None or not first.ndim:
@@ -107,9 +108,9 @@ def _compared(trace: Trace, tape_of: Callable[[Trace], Tape], batch: int, length
     pairs, same = _aligned(tape.graph, other.graph)
     lays = [Lay(-1, -1, True) for _ in tape.graph.values]
     for theirs, ours in same.items():
-        one, two = tape.graph.values[ours].shape, other.graph.values[theirs].shape
-        if len(one) == len(two):
-            lays[ours] = _lay([_fit(a, b, before, after) for a, b in zip(one, two, strict=True)])
+        here, there = tape.graph.values[ours].shape, other.graph.values[theirs].shape
+        if len(here) == len(there):
+            lays[ours] = _lay([_fit(a, b, before, after) for a, b in zip(here, there, strict=True)])
     templates: list[tuple[tuple[Any, ...], dict[str, Any]] | None] = [None] * len(tape.calls)
     for ours, theirs in pairs:
         one, two = tape.calls[ours], other.calls[theirs]
@@ -122,11 +123,12 @@ def _compared(trace: Trace, tape_of: Callable[[Trace], Tape], batch: int, length
 
 def _aligned(one: Graph, two: Graph) -> tuple[list[tuple[int, int]], dict[int, int]]:
     """Pairs of ops that do the same in two runs, and the values of the second that are values of the first."""
-    names = [[(graph.modules[op.module].name, op.name, op.inside) for op in graph.ops] for graph in (one, two)]
+    ours, theirs = ([(graph.modules[op.module].name, op.name, op.inside) for op in graph.ops] for graph in (one, two))
     leaves = {(value.kind, value.name): value.id for value in one.values if value.op < 0 and value.kind != "const"}
-    same = {value.id: leaves[key] for value in two.values if value.op < 0 and (key := (value.kind, value.name)) in leaves}
+    keys = [(value.id, (value.kind, value.name)) for value in two.values if value.op < 0]
+    same = {value: leaves[key] for value, key in keys if key in leaves}
     pairs = []
-    for block in SequenceMatcher(None, *names, autojunk=False).get_matching_blocks():
+    for block in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
         for step in range(block.size):
             a, b = one.ops[block.a + step], two.ops[block.b + step]
             if len(a.outputs) == len(b.outputs):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
-from .keep import Kept
+from .keep import Checkpoints, Kept
 from .memory import overlap, scattered, spans, storage_of, viewed
 from .structure import ATOMS, Ref, atomic, swap, tensors
 from .untouched import Seal
@@ -56,7 +56,7 @@ class Call:
 @dataclass
 class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
-    written. `pure`: nothing was written in place, drawn, or run out of sight."""
+    written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints."""
 
     graph: Graph
     calls: list[Call]
@@ -65,20 +65,25 @@ class Tape:
     problems: list[str] = field(default_factory=list)
     seals: dict[int, Seal] = field(default_factory=dict)
     pure: bool = True
+    sparse: bool = False
+    generators: list[torch.Generator] = field(default_factory=list)
 
 
 class Logger:
     """Writes a tape, one op at a time."""
 
-    def __init__(self, keep: Kept | bool) -> None:
+    def __init__(self, keep: Kept | Checkpoints | bool) -> None:
         self.tape = Tape(Graph(modules=[ModuleCall("", 0, "", -1, 0)]), [], {}, {})
-        self.keep = keep
+        self.checkpoints = keep if isinstance(keep, Checkpoints) else None
+        self.keep: Kept | bool = False if isinstance(keep, Checkpoints) else keep
+        self.tape.sparse = self.checkpoints is not None
         self.named: dict[int, tuple[str, str]] = {}
         self.failed: tuple[BaseException, str] | None = None
         self.held: Callable[[Tensor], bool] | None = None
         self.stack: list[int] = [0]
         self._dtypes: dict[torch.dtype, str] = {}
         self.restore: list[tuple[Tensor, Tensor]] = []
+        self.states: list[Tensor] = []
         self._ids: dict[int, tuple[Callable[[], Tensor | None], int]] = {}
         # Who lies on which storage: asked for by writes alone, so kept from the first write on.
         self._storages: dict[int, list[tuple[Callable[[], Tensor | None], int]]] | None = None
@@ -215,6 +220,14 @@ class Logger:
         with torch.no_grad():
             for live, saved in reversed(self.restore):
                 live.copy_(saved)
+        for source, state in zip(self.tape.generators, self.states, strict=True):
+            source.set_state(state)
+
+    def drew(self, source: torch.Generator, state: Tensor) -> None:
+        """Note a generator of the network's own and the state it had before the run drew from it."""
+        if not any(source is known for known in self.tape.generators):
+            self.tape.generators.append(source)
+            self.states.append(state)
 
     def prepare_write(self, targets: list[Tensor]) -> None:
         """Before a write: keep what the write would destroy."""
@@ -226,6 +239,8 @@ class Logger:
                     continue
                 if alias in self.tape.kept and self.tape.kept[alias] is live:
                     self.tape.kept[alias] = live.detach().clone()
+                    if self.checkpoints is not None:
+                        self.checkpoints.moved(alias, self.tape.kept[alias])
                 if alias in self.tape.leaves and self.tape.leaves[alias] is live:
                     self.tape.leaves[alias] = saved = live.detach().clone()
                     self.restore.append((live, saved))
@@ -294,7 +309,20 @@ class Logger:
         self.tape.calls.append(entry)
         for _, tensor in writes:
             self._sync_aliases(tensor)
+        if self.checkpoints is not None and self.checkpoints.due(index + 1):
+            self.tape.kept = self.checkpoints.note(self._live())
         return index
+
+    def _live(self) -> list[tuple[int, Tensor]]:
+        """The values of ops whose tensors are alive; those that are not are forgotten."""
+        found, values = [], self.tape.graph.values
+        for key, (ref, value) in list(self._ids.items()):
+            tensor = ref()
+            if tensor is None:
+                del self._ids[key]
+            elif values[value].op >= 0:
+                found.append((value, tensor))
+        return found
 
     def pack(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

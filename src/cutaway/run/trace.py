@@ -18,13 +18,15 @@ from ..errors import DivergenceError, InputError, SiteError
 from ..graph import Graph
 from ..graph.listing import Listing, listing
 from ..site import Site
+from .collecting import uncollected
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
 from .replay import Place, execute, plan
 from .sizes import Unfit, sizes
 from .structure import swap, tensors
 from .tape import Tape
-from .wavefront import Wavefront, wavefront
+from .trials import wavefront
+from .wavefront import Wavefront
 
 if TYPE_CHECKING:
     from .network import Network
@@ -94,7 +96,8 @@ class Trace:
     def lift(self) -> Any:
         """The components of this run, found by dataflow (see `cutaway.lift`)."""
         if self._lifted is None:
-            self._lifted = self.net.lifter(self)
+            with uncollected():
+                self._lifted = self.net.lifter(self)
         return self._lifted
 
     def sites(self) -> list[str]:
@@ -216,7 +219,7 @@ class Trace:
         targets = [self._find(tape, self._address(site))[0] for site in until] if until else tape.graph.outputs
         try:
             made = execute(tape, plan(tape, places, targets), edits, on_value=self._sized)
-        except DivergenceError:
+        except (DivergenceError, RuntimeError):  # a call that now fails: the network may catch that, or not make it
             if inside or any("//" in self._address(what.site) for what in chain):
                 raise
             return self._live(chain, until)
@@ -336,7 +339,7 @@ def _batch_axis(axes: tuple[str, ...]) -> int:
 
 
 def _laid_out(new: Tensor, value: Tensor) -> Tensor:
-    """An edited value in the memory layout of the value it replaces, as torch's kernels round differently for others."""
+    """An edited value in the memory layout of what it replaces, as torch's kernels round differently for others."""
     strides = value.stride()
     if new.shape != value.shape or new.stride() == strides or 0 in strides:
         return new

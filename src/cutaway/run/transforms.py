@@ -22,6 +22,7 @@ ENTRIES = (
     (eager_transforms, "grad_and_value_impl", "grad_and_value"),
     (eager_transforms, "_jvp_with_argnums", "jvp"),
 )
+PULLBACK = (eager_transforms, "_vjp_with_argnums")
 _DEEPEST = 4  # functions within functions whose surroundings are looked at
 
 

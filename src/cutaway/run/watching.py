@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils.checkpoint import CheckpointFunction
 
+from ..errors import ModelError
 from ..graph import ModuleCall
 from .calls import Kind
 from .structure import swap, tensors
 from .tape import Logger, Writes
-from .transforms import ENTRIES, as_one_call
+from .transforms import ENTRIES, PULLBACK, as_one_call
 
 Edits = dict[str, list[Callable[[Tensor], Tensor]]]
 
@@ -49,6 +50,7 @@ def watching(mode: Watch, model: nn.Module) -> Iterator[None]:
             _patched(stack, compiled, "__call__", _compiled_call(mode, compiled.__call__))
         for owner, entry, name in ENTRIES:
             _patched(stack, owner, entry, _transform(mode, name, getattr(owner, entry)))
+        _patched(stack, *PULLBACK, _refused(mode, getattr(*PULLBACK)))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(warnings.catch_warnings())  # of hooks that fire twice, which are told apart here
             warnings.filterwarnings("ignore", ".*when there are global hooks on modules.*")
@@ -186,6 +188,20 @@ def _transform(mode: Watch, name: str, original: Callable[..., Any]) -> Callable
             return original(function, *args, **kwargs)
         inner, held = as_one_call(original, function)
         return _logged(mode, name, inner, (held, *args), kwargs)
+
+    return call
+
+
+def _refused(mode: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The start of torch.func.vjp and jacrev, whose second half is a function that lives on wrapped tensors."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if mode.paused or threading.get_ident() != mode.thread:
+            return original(*args, **kwargs)
+        raise ModelError(
+            "The network uses torch.func.vjp or jacrev, which cannot be recorded; use torch.func.grad, jacfwd or "
+            "torch.autograd.grad there."
+        )
 
     return call
 

@@ -19,6 +19,6 @@ def over(run: Callable[[dict[int, Tensor]], Tensor], given: dict[int, Tensor]) -
             with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
                 warnings.simplefilter("ignore")
                 return torch.vmap(run, randomness="same")(given)
-        except RuntimeError:
+        except (RuntimeError, KeyError):
             pass  # an op without a batching rule
     return torch.stack([run({value: tensor[row] for value, tensor in given.items()}) for row in range(count)])

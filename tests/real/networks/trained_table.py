@@ -62,9 +62,16 @@ class Entry:
         return self.trained.build(self.data), *self.inputs()
 
 
+def there(path: Path) -> Path:
+    """The path. Raises FileNotFoundError."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return path
+
+
 def from_file(build: Callable[[], nn.Module], file: str, prefix: str = "", *skip: str) -> Callable[[Path], nn.Module]:
     """Build a module and load a file into it."""
-    return lambda data: load(build(), data / file, prefix, skip)
+    return lambda data: load(build(), there(data / file), prefix, skip)
 
 
 def digits(data: Path, start: int) -> Tensor:
@@ -271,7 +278,7 @@ TRANSFORMERS = [
         one_hot_digits, facts.reverses, parts(10, "input pos_embed", attn=1, norm=1, mlp=[64, 32]), 4,
     ),
     Trained(
-        "stories260K", lambda data: cw.open(data / "lm-stories260k" / "hf").module, story, facts.tells_of_lily,
+        "stories260K", lambda data: cw.open(there(data / "lm-stories260k" / "hf")).module, story, facts.tells_of_lily,
         parts(512, "embed", attn=[8] * 5, mlp=[172] * 5), 11,
     ),
     compiled("detect_pattern_ab", 1, 4, 2, 2),
