@@ -6,6 +6,7 @@ names shapes, while the tests run and never elsewhere.
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ if os.environ.get("CUTAWAY_SHAPES") == "1":
     from jaxtyping import install_import_hook
 
     install_import_hook(shaped_modules(), "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def distributions_validate() -> Iterator[None]:
+    """torch.compile turns validation of distributions off for the whole process, which changes what a forward calls."""
+    yield
+    if "torch.distributions" in sys.modules:
+        sys.modules["torch.distributions"].Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(scope="session")

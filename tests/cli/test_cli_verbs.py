@@ -21,11 +21,11 @@ FIRST_GIVEN = ("--clean", CLEAN, "--corrupted", CORRUPTED, "--correct", "Mary", 
 
 def test_info(cutaway: CommandLine) -> None:
     save_file({"a.weight": np.ones((2, 3), np.float32), "b": np.array([np.nan], np.float32)}, "m.safetensors")
-    result = cutaway.json("info", "m.safetensors", "--sha256", "--scan")
+    result = cutaway.json("info", "m.safetensors", "--sha256", "--deep")
     assert result["parameters"] == 7
     assert result["nonfinite"] == {"b": {"nan": 1, "inf": 0}}
     assert len(result["files"][0]["sha256"]) == 64
-    assert "1 NaN" in cutaway("info", "m.safetensors", "--scan").out
+    assert "1 NaN" in cutaway("info", "m.safetensors", "--deep").out
 
 
 def test_list(cutaway: CommandLine) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 import resource
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +85,7 @@ def test_pickle_that_calls_the_system_is_listed_and_not_run(tmp_path: Path) -> N
         path = _write(tmp_path / "x.pt", torch_zip_bytes(evil))
         texts = [risk.text for risk in open_checkpoint(path).risks if risk.severity == "high"]
         assert any("system" in text for text in texts) and any("exec" in text for text in texts)
-        info(path, sha256=True, scan=True)
+        info(path, sha256=True, deep=True)
         for name in ("y.pt", "y.bin"):  # a bare pickle, too
             if protocol >= 2:
                 high = [r for r in open_checkpoint(_write(tmp_path / name, evil)).risks if r.severity == "high"]
@@ -266,63 +264,6 @@ def test_bad_npy_headers(tmp_path: Path, header: bytes) -> None:
     with pytest.raises(FormatError):
         open_checkpoint(_write(tmp_path / "x.npy", content))
     assert not (Path.cwd() / "canary").exists()
-
-
-def _seeds() -> dict[str, bytes]:
-    tensors = tensor_pickle((2, 3), (3, 1), 6)
-    header = {"__metadata__": {"a": "b"}, "x": entry("F32", [2, 3], 0, 24), "y": entry("BF16", [4], 24, 32)}
-    legacy = [b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02M\xe9\x03.", b"\x80\x02}."]
-    legacy += [tensors, b"\x80\x02]X\1\0\0\0" + b"0a.", struct.pack("<q", 6), b"\0" * 24]
-    array = npy_bytes(np.arange(6.0).reshape(2, 3))
-    return {
-        "a.safetensors": safetensors_bytes(header, bytes(range(32))),
-        "b.pt": torch_zip_bytes(tensors, {"0": b"\0" * 24}),
-        "c.pt": b"".join(legacy),
-        "d.npy": array,
-        "e.npz": zip_bytes({"a.npy": array, "b.npy": array}),
-        "f.npz": zip_bytes({"a.npy": array, "b.npy": array}, zipfile.ZIP_DEFLATED),
-        "g.zip": zip_bytes({"data": b"{}", "p.pth": torch_zip_bytes(tensors, {"0": b"\0" * 24})}),
-    }
-
-
-def _mutants(content: bytes, chance: random.Random, count: int) -> Iterator[bytes]:
-    for _ in range(count):
-        mutant = bytearray(content)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(max(1, len(mutant)))
-            match chance.randrange(6):
-                case 0:
-                    mutant[at : at + 1] = bytes([chance.randrange(256)])
-                case 1:
-                    mutant[at : at + 1] = bytes(byte ^ 1 << chance.randrange(8) for byte in mutant[at : at + 1])
-                case 2:
-                    del mutant[at : at + chance.randint(1, 8)]
-                case 3:
-                    mutant[at:at] = mutant[at : at + chance.randint(1, 40)]
-                case 4:
-                    mutant[at : at + 4] = chance.choice(
-                        [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f", b"9999"]
-                    )
-                case 5:
-                    del mutant[max(1, at) :]
-        yield bytes(mutant)
-
-
-@pytest.mark.parametrize("name", _seeds())
-def test_mutants_open_or_raise_format_error(tmp_path: Path, name: str) -> None:
-    """300 mutants of each of seven files: a sound answer or one sentence, and nothing else."""
-    content = _seeds()[name]
-    path = _write(tmp_path / name, content)
-    assert len(info(path, scan=True)["tensors"]) > 0, "the seed itself is sound"
-    refused = 0
-    for mutant in _mutants(content, random.Random(name), 300):
-        path.write_bytes(mutant)
-        try:
-            info(path, sha256=True, scan=True)
-        except FormatError as error:
-            refused += 1
-            assert str(error) and "\n" not in str(error)
-    assert refused > 50
 
 
 def test_odd_escapes_in_a_file_warn_nobody(tmp_path: Path) -> None:

@@ -60,18 +60,18 @@ def test_every_safetensors_file_equals_what_safetensors_loads(shared_data: Path)
 
 
 def test_hugging_face_folder(shared_data: Path) -> None:
-    facts = json.loads(json.dumps(info(shared_data / "lm-stories260k" / "hf", sha256=True, scan=True)))
+    facts = json.loads(json.dumps(info(shared_data / "lm-stories260k" / "hf", sha256=True, deep=True)))
     assert facts["format"] == "Hugging Face folder" and facts["metadata"]["weights"] == "safetensors"
     assert facts["metadata"]["config"]["model_type"] == "llama"
     assert "tokenizer.json" in facts["metadata"]["tokenizer_files"]
     assert facts["parameters"] == 260_032 and facts["nonfinite"] == {}
-    assert facts["prefixes"]["model.layers.4"]["tensors"] == 9
+    assert facts["modules"]["model.layers.4"]["tensors"] == 9
     assert all(len(file["sha256"]) == 64 for file in facts["files"])
     assert [risk for risk in facts["risks"] if risk["severity"] == "high"] == []
 
 
 def test_whole_pickled_model_is_taken_apart_without_its_library(shared_data: Path) -> None:
-    facts = info(shared_data / "loader-edge-cases" / "l_2_2_model.pth", scan=True)
+    facts = info(shared_data / "loader-edge-cases" / "l_2_2_model.pth", deep=True)
     names = [tensor["name"] for tensor in facts["tensors"]]
     assert "blocks.1.attn.W_Q" in names and "unembed.W_U" in names and len(names) == len(set(names))
     high = [risk["text"] for risk in facts["risks"] if risk["severity"] == "high"]

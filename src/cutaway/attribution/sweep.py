@@ -50,7 +50,7 @@ class Forecast:
     """What a sweep takes: `patches` in all, `run` of them (the others change nothing), in `passes` over the network.
 
     `forwards` is the computation in units of one forward pass of the run, `bytes` the largest pass. `seconds` is
-    extrapolated from the smallest pass; None where nobody timed it. `together` is False where each site has passes of
+    extrapolated from two of the smaller passes; None where nobody timed it. `together` is False where each site has passes of
     its own.
     """
 
@@ -63,7 +63,7 @@ class Forecast:
     together: bool = True
 
     def __str__(self) -> str:
-        took = "" if self.seconds is None else f", about {self.seconds:.1f} s"
+        took = "" if self.seconds is None else f", about {self.seconds:.2g} s"
         return (
             f"{self.patches:,} patches, {self.run:,} of them to run, in {self.passes:,} passes: {self.forwards:.1f} "
             f"forward passes of computation{took}, {self.bytes / 2**20:,.0f} MiB"
@@ -118,17 +118,25 @@ def patch_sweep(
 def forecast_sweep(
     run: Trace, source: Trace, metric: Metric, sites: Sequence[str], axis: str = "pos", memory: int = MEMORY
 ) -> Forecast:
-    """What `patch_sweep` with these arguments will take, from its plan and one timed pass. Raises what it raises."""
+    """What `patch_sweep` with these arguments will take, from its plan and two timed passes. Raises what it raises."""
     task = _Task(run, source, metric, sites, axis, memory)
     if not task.passes:
         return task.forecast()
-    least = min(task.passes, key=lambda some: some.cost)
+    order = sorted(task.passes, key=lambda some: some.cost)
+    small = order[0]
+    larger = min(order, key=lambda some: abs(some.cost - 4 * small.cost))
     with torch.no_grad():
-        task.make(least)
-        start = time.perf_counter()
-        task.make(least)
-    rate = (time.perf_counter() - start) / least.cost
-    return task.forecast(rate * sum(some.cost for some in task.passes))
+        task.make(small)
+        once, more = _timed(task, small), _timed(task, larger)
+    apart = larger.cost - small.cost
+    slope = max((more - once) / apart, 0.0) if apart else 0.0
+    return task.forecast(sum(once + slope * (some.cost - small.cost) for some in order))
+
+
+def _timed(task: _Task, some: Pass) -> float:
+    start = time.perf_counter()
+    task.make(some)
+    return time.perf_counter() - start
 
 
 class _Task:

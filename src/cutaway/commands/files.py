@@ -12,11 +12,11 @@ from .verb import Argument, Result, verb
 @verb("info", show=terminal.checkpoint, chapter="Look")
 def info(
     file: Annotated[str, Argument("A checkpoint file, or a folder with one.", positional=True)],
-    sha256: Annotated[bool, Argument("Hash the files.")] = False,
-    scan: Annotated[bool, Argument("Read every value; count NaN and infinities, find equal tensors.")] = False,
+    deep: Annotated[bool, Argument("Examine every value, also of more than 64 MB.")] = False,
+    sha256: Annotated[bool, Argument("Hash the files, also of more than 64 MB.")] = False,
 ) -> Result:
-    """What is in a checkpoint: format, tensors, ties, risks.
+    """What is in a checkpoint: format, modules, ties, odd values, and what would run if it were loaded the usual way.
 
     Nothing from the file is executed, and no torch is needed.
     """
-    return inspect_file(file, sha256=sha256, scan=scan)
+    return inspect_file(file, deep=deep, sha256=sha256)

@@ -94,6 +94,14 @@ class Checkpoint:
         `TensorInfo.dtype`, and `numbers` for what they mean. Raises FormatError for an unknown name, a file that
         changed, and a tensor that is only listed; ResourceError if a compressed array is larger than 4 GiB.
         """
+        tensor = self.readable(name)
+        try:
+            return _view(tensor)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{tensor.place.path} cannot be read any more ({error}); open it again.") from error
+
+    def readable(self, name: str) -> TensorInfo:
+        """The tensor, if its values can be read. Raises FormatError for an unknown name, or one that is only listed."""
         if name not in self.tensors:
             near = difflib.get_close_matches(name, self.tensors, n=3)
             advice = f"did you mean {', '.join(near)}?" if near else f"it has {len(self.tensors)} tensors."
@@ -101,17 +109,13 @@ class Checkpoint:
         tensor = self.tensors[name]
         if tensor.place.refusal:
             raise FormatError(f"The tensor {shown(name)!r} in {self.path.name} {tensor.place.refusal}.")
-        try:
-            return _view(tensor)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{tensor.place.path} cannot be read any more ({error}); open it again.") from error
+        return tensor
 
     def numbers(self, name: str) -> np.ndarray:
         """The values of `name` as NumPy's own numbers, in its shape: types that NumPy lacks, and quantised blocks, come
         as new float32 arrays, all others as `read` gives them. Raises what `read` raises."""
-        tensor = self.tensors.get(name)
-        raw = self.read(name)
-        if tensor is None or not is_coded(tensor.dtype):
+        raw, tensor = self.read(name), self.tensors[name]
+        if not is_coded(tensor.dtype):
             return raw
         return decode(tensor.dtype, raw, tensor.elements).reshape(tensor.shape)
 

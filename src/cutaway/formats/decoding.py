@@ -1,4 +1,4 @@
-"""Numbers out of bits that NumPy has no type for: bfloat16, float8, float4, ggml's quantised blocks, protobuf's varints.
+"""Numbers out of bits that NumPy has no type for: bfloat16, float8, float4, ggml's blocks, protobuf's varints.
 
 The layouts of quantised blocks are those of ggml/src/ggml-common.h. In the blocks of 256 ("k") a scale is itself
 quantised; `_spread` takes several small numbers out of each byte in the order in which ggml lays them.
@@ -24,9 +24,12 @@ def is_coded(dtype: str) -> bool:
 
 def decode(dtype: str, raw: np.ndarray, elements: int) -> np.ndarray:
     """`elements` numbers as flat float32, from bits as `Checkpoint.read` shows them. FormatError for float6."""
+    if elements == 0:
+        return np.empty(0, np.float32)
     if dtype in _BLOCKS:
         blocks = np.ascontiguousarray(raw).reshape(-1, DTYPES[dtype].bits // 8)
-        return _BLOCKS[dtype](blocks).reshape(-1)
+        with np.errstate(all="ignore"):  # a scale may be infinite or no number, like any float of a file
+            return _BLOCKS[dtype](blocks).reshape(-1)
     flat = raw.reshape(-1)
     if dtype == "bfloat16":
         return (flat.astype(np.uint32) << 16).view(np.float32)

@@ -73,7 +73,7 @@ class _Walk:
                 raise FormatError(f"{self.path} has more than {LINKS:,} links; not read.")
             full = f"{prefix}{shown(name, 200)}"
             if child is None:
-                self.risks.append(Risk("medium", f"{full!r} is a link by name, perhaps into another file; not followed"))
+                self.risks.append(Risk("medium", f"{full!r} is a link by name, perhaps to another file; not followed"))
             elif child not in self.seen:
                 self.seen.add(child)
                 if self.objects.is_dataset(child):

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from cutaway.errors import FormatError
+
 NOWHERE = 0xFFFFFFFFFFFFFFFF
 MESSAGES, NODES, TEXT_BYTES, TEXTS = 1_000_000, 200_000, 32 << 20, 1000
 _ATTRIBUTE_NAME = 200
@@ -91,7 +93,7 @@ class Objects:
         return {1, 3, 8} <= self.messages(address).keys()
 
     def children(self, address: int) -> Iterator[tuple[str, int | None]]:
-        """Names and addresses of a group's members; None for a link by name. Old groups, and new ones that are small."""
+        """Names and addresses of a group's members; None for a link by name. Old groups, and small new ones."""
         messages = self.messages(address)
         for at, _ in messages.get(0x11, ()):
             tree, heap = self.unpack("QQ", at)
@@ -100,7 +102,8 @@ class Objects:
         for at, _ in messages.get(0x02, ()):
             flags = self.view[at + 1]
             if self.unpack("Q", at + 2 + (8 if flags & 1 else 0)) != (NOWHERE,):
-                raise ValueError("it keeps the members of a group in a fractal heap; write it with libver='earliest'")
+                advice = "write it again with h5py's libver='earliest'"
+                raise FormatError(f"An HDF5 file keeps a group in a fractal heap, which is not read here; {advice}.")
         for at, _ in messages.get(0x06, ()):
             yield self._link(at)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from cutaway.errors import FormatError
 from cutaway.formats import hdf5_file
-from cutaway.formats.checkpoint import Checkpoint, Risk
+from cutaway.formats.checkpoint import Checkpoint
 from cutaway.formats.keras_config import layer_risks
 from cutaway.formats.reading import read_range, shown, strict_json
-from cutaway.formats.zip_directory import STORED, members
+from cutaway.formats.zip_directory import STORED, climbing_risks, members
 
 NAME = "Keras"
 WEIGHTS = "model.weights.h5"
@@ -33,7 +33,7 @@ def open(path: Path) -> Checkpoint:
         raise FormatError(f"{path} has compressed weights, which Keras does not write; zip it again with `zip -0`.")
     part = hdf5_file.open_part(path, weights.offset, weights.size)
     metadata: dict[str, Any] = dict(part.metadata)
-    risks = list(part.risks)
+    risks = [*part.risks, *climbing_risks(found)]
     for name in READ:
         member = found.get(name)
         if member is None or member.method != STORED or member.size > CONFIG_BYTES:
@@ -41,11 +41,5 @@ def open(path: Path) -> Checkpoint:
         content = strict_json(read_range(path, member.offset, member.size), f"{name} in {path}")
         metadata[name.removesuffix(".json")] = content
         risks += layer_risks(content, name)
-    others = [name for name in found if name not in (WEIGHTS, *READ)]
-    risks += [
-        Risk("medium", f"the archive holds {shown(name)!r}, which Keras would unpack outside the model's folder")
-        for name in others
-        if name.startswith("/") or ".." in name.split("/")
-    ][:20]
     metadata["members"] = [shown(name) for name in list(found)[:1000]]
     return Checkpoint(NAME, [path], part.tensors, metadata, risks)

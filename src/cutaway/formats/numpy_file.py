@@ -16,7 +16,7 @@ from pathlib import Path
 from cutaway.errors import FormatError
 from cutaway.formats.checkpoint import Checkpoint, Place, Risk, TensorInfo
 from cutaway.formats.reading import file_size, read_range, shown
-from cutaway.formats.zip_directory import DEFLATED, STORED, Member, members
+from cutaway.formats.zip_directory import DEFLATED, STORED, Member, climbing_risks, members
 
 NPY, NPZ = "npy", "npz"
 HEADER_BYTES = 10_000  # numpy itself refuses longer ones
@@ -45,8 +45,9 @@ def open(path: Path) -> Checkpoint:
     if head.startswith(_MAGIC):
         return Checkpoint(NPY, [path], {path.stem: _array(str(path), path, head, 0, size, None)})
     tensors: dict[str, TensorInfo] = {}
-    risks: list[Risk] = []
-    for name, member in members(path).items():
+    found = members(path)
+    risks = climbing_risks(found)
+    for name, member in found.items():
         where = f"{shown(name)!r} in {path}"
         if not name.endswith(".npy"):
             risks.append(Risk("low", f"{shown(name)!r} is not an array and was ignored"))

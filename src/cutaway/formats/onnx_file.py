@@ -19,6 +19,7 @@ from cutaway.formats.reading import damaged, file_size, mapped, shown
 
 NAME = "ONNX"
 DIMENSIONS, DEPTH, SHOWN_NODES = 64, 16, 2_000
+VARINT_BYTES = 4 << 20  # they take forty times as much while they are read
 TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
@@ -137,7 +138,10 @@ class _Walk:
                 elements = nbytes * 8 // max(8, DTYPES[dtype].bits)
                 if DTYPES[dtype].packed or not elements <= span[1] - span[0] <= 10 * elements:
                     return None
-                return Place(self.path, span[0], nbytes, packed=span[1] - span[0], coding="varint")
+                much = "holds too many numbers of variable length; save it again with raw data"
+                refusal = much if span[1] - span[0] > VARINT_BYTES else ""
+                packed = span[1] - span[0]
+                return Place(self.path, span[0], nbytes, packed=packed, coding="varint", refusal=refusal)
         single = "holds its numbers one by one, which is not read here; save it again with raw data"
         return Place(self.path, 0, nbytes, refusal=single) if tensor.has((*_FIXED, *_VARINT)) else None
 

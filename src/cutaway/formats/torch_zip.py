@@ -13,7 +13,7 @@ from cutaway.formats.pickle_program import interpret
 from cutaway.formats.reading import read_range, shown
 from cutaway.formats.torch_imports import import_risks
 from cutaway.formats.torch_objects import Extent, Storage, collect
-from cutaway.formats.zip_directory import STORED, Member, members
+from cutaway.formats.zip_directory import STORED, Member, climbing_risks, members
 
 NAME = "torch (zip)"
 PICKLE_BYTES = 64 << 20
@@ -55,7 +55,7 @@ def open_part(path: Path, start: int, length: int | None) -> Checkpoint:
         return Extent(path, member.offset, member.size, big)
 
     tensors = collect(program.value, locate)
-    risks = import_risks(program.imports, path.name) + _script_risks(found, root)
+    risks = import_risks(program.imports, path.name) + _script_risks(found, root) + climbing_risks(found)
     risks += [
         Risk("medium", f"{shown(name)!r} claims more elements than are stored")
         for name, tensor in tensors.items()

@@ -12,7 +12,7 @@ from cutaway.errors import FormatError
 from cutaway.formats import torch_zip
 from cutaway.formats.checkpoint import Checkpoint, Risk, TensorInfo
 from cutaway.formats.reading import read_range, shown
-from cutaway.formats.zip_directory import STORED, Member, members
+from cutaway.formats.zip_directory import STORED, Member, climbing_risks, members
 
 NAME = "zip of torch archives"
 SUFFIXES = (".pth", ".pt")
@@ -32,7 +32,7 @@ def open(path: Path) -> Checkpoint:
         names = ", ".join(shown(name, 40) for name in list(found)[:5])
         raise FormatError(f"{path} is a zip archive without a checkpoint in it (it holds {names or 'nothing'}).")
     tensors: dict[str, TensorInfo] = {}
-    risks: list[Risk] = []
+    risks = climbing_risks(found)
     imports: set[str] = set()
     for name, member in inner.items():
         part = torch_zip.open_part(path, member.offset, member.size)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cutaway.errors import FormatError
+from cutaway.formats.checkpoint import Risk
 from cutaway.formats.reading import file_size, read_range, shown
 
 MEMBERS = 200_000
@@ -58,6 +59,12 @@ def members(path: Path, start: int = 0, length: int | None = None) -> dict[str, 
         if begin < stop:
             raise FormatError(f"{path} has members that overlap, as zip bombs do; it was not read.")
     return found
+
+
+def climbing_risks(found: dict[str, Member]) -> list[Risk]:
+    """Members whose names lead out of the folder that they would be unpacked to."""
+    names = [name for name in found if name.startswith("/") or ".." in name.replace("\\", "/").split("/")]
+    return [Risk("medium", f"{shown(name)!r} would be unpacked outside its folder") for name in names[:20]]
 
 
 @dataclass(frozen=True)

@@ -7,46 +7,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from .claim_text import COLOURS, claimed
-from .layout import Data, grid, heading, indent, more, size
+from .layout import Data, grid, heading, size
 from .run_text import network
 
-MOST_ROWS = 40
 SEVERITIES = {"error": "bold red", "high": "bold red", "medium": "yellow", "note": "yellow", "low": "dim"}
-
-
-def checkpoint(result: Data) -> RenderableType:
-    """What `info` prints."""
-    head = Text.assemble(
-        (result["path"], "bold cyan"),
-        f"  {result['format']}, {size(result['size'])}, {result['parameters']:,} parameters",
-    )
-    found: list[RenderableType] = [head]
-    table, indented = grid("block", "tensors>", "parameters>", "bytes>")
-    blocks = list(result["prefixes"].items())
-    for name, total in blocks[:MOST_ROWS]:
-        table.add_row(
-            Text(name, style="bold"), f"{total['tensors']:,}", f"{total['parameters']:,}", size(total["bytes"])
-        )
-    kinds = ", ".join(f"{name} {total['parameters']:,}" for name, total in result["dtypes"].items())
-    found += [heading("Blocks", kinds), indented]
-    if len(blocks) > MOST_ROWS:
-        found.append(indent(Text(f"… and {len(blocks) - MOST_ROWS} more; --json has every tensor", style="dim")))
-    notes = [("tied", "yellow", more(names, 4)) for names in result["tied"][:8]]
-    notes += [("equal", "yellow", more(names, 4)) for names in result.get("duplicates", [])[:8]]
-    notes += [
-        ("not finite", "red", f"{name}: {bad['nan']} NaN, {bad['inf']} infinite")
-        for name, bad in list(result.get("nonfinite", {}).items())[:8]
-    ]
-    notes += [("sha256", "dim", f"{file['sha256']}  {file['path']}") for file in result["files"] if "sha256" in file]
-    notes += [(risk["severity"], SEVERITIES.get(risk["severity"], "yellow"), risk["text"]) for risk in result["risks"]]
-    if notes:
-        table, indented = grid("", "")
-        for word, style, text in notes:
-            table.add_row(Text(word, style=style), text)
-        found += [heading("Notes"), indented]
-    elif not result["risks"]:
-        found.append(heading("Risks", "none were found"))
-    return Group(*found)
 
 
 def project(result: Data) -> RenderableType:

@@ -6,8 +6,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .claim_text import claimed
+from .file_text import checkpoint
 from .layout import Data, grid, heading, indent
-from .project_text import changed, checkpoint, doctor, organisms, project, trained
+from .project_text import changed, doctor, organisms, project, trained
 from .run_text import components, lines, listing, network, pairs, parts, patched, recorded
 
 __all__ = [

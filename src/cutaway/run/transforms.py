@@ -50,6 +50,8 @@ def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], depth: int = 0) -> A
         return change(item)
     if depth > _DEEPEST:
         return item
+    if type(item) in (tuple, list):
+        return type(item)(_rebuilt(part, change, depth + 1) for part in item)
     if isinstance(item, partial):
         args = [_rebuilt(arg, change, depth + 1) for arg in item.args]
         words = {name: _rebuilt(arg, change, depth + 1) for name, arg in item.keywords.items()}

@@ -1,0 +1,85 @@
+"""Plain layers (linear, convolution, norm, recurrent, embedding) recovered from shapes, and whether they form a chain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from cutaway.weights.shapes import Shape, Shapes, general
+
+# The first of a recurrent layer's weights has so many rows for each unit.
+_GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
+_EMBEDDING = ("embed", "emb", "wte", "token", "vocab")
+
+
+def chain(shapes: Mapping[str, Shape]) -> list[dict[str, Any]]:
+    """The layers in the file's order, or nothing where some tensor belongs to none or a layer does not fit the next."""
+    modules: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        path, _, part = name.rpartition(".")
+        modules.setdefault(path, {})[part] = shape
+    layers = [layer for path, parts in modules.items() if (layer := _layer(path, parts)) is not None]
+    if len(layers) < len(modules) or not any("out" in layer for layer in layers):
+        return []
+    width = None
+    for layer in layers:
+        if layer["kind"] == "embedding":
+            width = layer["out"]
+            continue
+        into = layer["in"]
+        if width is not None and into != width:
+            if layer["kind"] != "linear" or into % width:
+                return []
+            layer["places"] = into // width  # an image flattened: so many places for each channel
+        width = layer["out"]
+    return layers
+
+
+def _layer(path: str, parts: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """What one module is, by the shapes of its own tensors."""
+    if (first := parts.get("weight_ih_l0")) is not None:
+        units = parts["weight_hh_l0"][-1] if "weight_hh_l0" in parts else 0
+        kind = _GATES.get(first[0] // units) if units and first[0] % units == 0 else None
+        both = "weight_ih_l0_reverse" in parts
+        layers = sum(part.startswith("weight_ih_l") and not part.endswith("_reverse") for part in parts)
+        found = {"name": path, "kind": kind, "in": first[1], "out": units * (1 + both), "layers": layers}
+        return found | {"both_ways": both, "bias": "bias_ih_l0" in parts} if kind else None
+    weight = parts.get("weight")
+    if weight is None or not set(parts) <= {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}:
+        return None
+    bias = "bias" in parts
+    if len(weight) == 1:
+        kind = "batch norm" if "running_mean" in parts else "norm"
+        return {"name": path, "kind": kind, "in": weight[0], "out": weight[0], "bias": bias}
+    if len(weight) == 2:
+        if not bias and any(word in path.lower() for word in _EMBEDDING):
+            return {"name": path, "kind": "embedding", "in": weight[0], "out": weight[1], "bias": False}
+        return {"name": path, "kind": "linear", "in": weight[1], "out": weight[0], "bias": bias}
+    if len(weight) in (3, 4, 5):
+        kind = f"convolution {len(weight) - 2}d"
+        return {
+            "name": path, "kind": kind, "in": weight[1], "out": weight[0], "kernel": list(weight[2:]), "bias": bias,
+        }  # fmt: skip
+    return None
+
+
+def facts_of(shapes: Shapes) -> dict[str, Any]:
+    """What sizes alone suggest of an unknown network: repeated layers, the commonest width, a likely vocabulary."""
+    widths = Counter(size for shape in shapes.shapes.values() for size in shape if size > 1)
+    stacks = Counter(
+        general(name).partition(".#")[0] for name in shapes.shapes if ".#" in general(name) or name[:1].isdigit()
+    )
+    tables = [
+        shape for name, shape in shapes.shapes.items()
+        if len(shape) == 2 and shape[0] > 2 * shape[1] and any(word in name.lower() for word in _EMBEDDING)
+    ]  # fmt: skip
+    found: dict[str, Any] = {}
+    if stacks:
+        path = stacks.most_common(1)[0][0]
+        found |= {"stack": path, "layers": shapes.count(f"{path}.#")}
+    if widths:
+        found["commonest_size"] = widths.most_common(1)[0][0]
+    if tables:
+        found["vocabulary"] = max(shape[0] for shape in tables)
+    return found

@@ -1,0 +1,159 @@
+"""Mutated files of every format, and files that hypothesis thinks of: an answer, or one sentence, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from crafted_files import safetensors_bytes, torch_zip_bytes
+from crafted_models import gguf_bytes, gguf_tensor, onnx_bytes, onnx_tensor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from seeds import seeds
+
+from cutaway.errors import FormatError
+from cutaway.formats import info, open_checkpoint
+
+HERE = Path(__file__).parent
+SOURCE = HERE.parent.parent / "src"
+CALM = settings(
+    max_examples=100, deadline=5000, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+
+
+def _fuzz(folder: Path, count: int, number: int) -> dict[str, Any]:
+    """Run the fuzzer in a process of its own, which limits itself; a canary lies where a file might write to."""
+    (folder / "work").mkdir()
+    outside = {path.name for path in folder.iterdir()}
+    environment = {"PYTHONPATH": os.pathsep.join([str(SOURCE), str(HERE)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(HERE / "fuzz_files.py"), str(count), str(number), "work"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in folder.iterdir()} == outside, "something was written outside the folder"
+    report: dict[str, Any] = json.loads(done.stdout)
+    print(report)
+    return report
+
+
+def _sound(report: dict[str, Any], count: int) -> None:
+    assert report["files"] == count and report["slowest"] < 5 and report["grown_mib"] < 512
+    assert set(report["opened"]) == set(seeds()), "every format still has mutants that open"
+    assert all(0 < opened < count / len(seeds()) for opened in report["opened"].values())
+
+
+def test_some_thousand_mutants(tmp_path: Path) -> None:
+    _sound(_fuzz(tmp_path, 5_200, 1), 5_200)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_mutants(tmp_path: Path) -> None:
+    """About two minutes."""
+    _sound(_fuzz(tmp_path, 52_000, 2), 52_000)
+
+
+def test_the_fuzzer_ends_when_something_is_executed(tmp_path: Path) -> None:
+    """The watch itself is watched: an opener that unpickles does not go unseen."""
+    code = (
+        "import fuzz_files, sys, pickle\n"
+        "fuzz_files.watched = True; sys.addaudithook(fuzz_files.watch)\n"
+        "{}\n"
+    )  # fmt: skip
+    deeds = (
+        "pickle.loads(b'cos\\nsystem\\n.')", "open('x', 'w')", "import wave", "exec('1')", "sys.modules['os'].mkdir('y')",
+    )  # fmt: skip
+    environment = {"PYTHONPATH": os.pathsep.join([str(SOURCE), str(HERE)])}
+    for deed in deeds:
+        command = [sys.executable, "-c", code.format(deed)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+        assert done.returncode == 77, deed
+    assert list(tmp_path.iterdir()) == []
+
+
+def _answers(path: Path) -> None:
+    try:
+        facts = info(path, deep=True)
+    except FormatError as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        json.dumps(facts, allow_nan=False)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+ENTRY = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "F4", "BOOL", "C64", "U64", "?"]),
+        "shape": st.lists(st.integers(-1, 1 << 63) | st.integers(0, 4), max_size=3),
+        "data_offsets": st.lists(st.integers(-1, 1 << 63) | st.integers(0, 64), min_size=1, max_size=3),
+    }
+)
+
+
+@CALM
+@given(header=JSON | st.dictionaries(st.text(max_size=5), ENTRY | JSON, max_size=4), data=st.binary(max_size=64))
+def test_any_safetensors_header(tmp_path: Path, header: Any, data: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(safetensors_bytes(header, data))
+    _answers(tmp_path / "x.safetensors")
+
+
+@CALM
+@given(
+    content=st.binary(max_size=200), mark=st.sampled_from(["", "GGUF", "\x89HDF\r\n\x1a\n", "\x80\x02", "\x93NUMPY"])
+)  # fmt: skip
+def test_any_bytes(tmp_path: Path, content: bytes, mark: str) -> None:
+    for name in ("x", "x.onnx", "x.tflite", "x.pt", "x.npz", "x.keras", "x.safetensors.index.json"):
+        (tmp_path / name).write_bytes(mark.encode("latin1") + content)
+        _answers(tmp_path / name)
+
+
+@CALM
+@given(program=st.binary(max_size=60).map(lambda body: b"\x80\x04" + body + b"."))
+def test_any_pickle(tmp_path: Path, program: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(torch_zip_bytes(program))
+    _answers(tmp_path / "x.pt")
+
+
+@CALM
+@given(config=JSON, tokenizer=JSON)
+def test_any_configuration(tmp_path: Path, config: Any, tokenizer: Any) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps(tokenizer))
+    _answers(tmp_path)
+
+
+@CALM
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    big=st.booleans(),
+)
+def test_what_is_written_is_read(tmp_path: Path, shape: list[int], seed: int, big: bool) -> None:
+    """One array through every format that is written here, in either byte order where there are two."""
+    array = np.random.default_rng(seed).standard_normal(shape).astype("<f4")
+    raw = array.tobytes()
+    np.save(tmp_path / "x.npy", array.astype(">f4") if big else array)
+    np.savez_compressed(tmp_path / "x.npz", x=np.asfortranarray(array) if big else array)
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(raw)]}
+    (tmp_path / "x.safetensors").write_bytes(safetensors_bytes({"x": entry}, raw))
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes([], [gguf_tensor("x", shape, 0, 0)], raw))
+    (tmp_path / "x.onnx").write_bytes(onnx_bytes(onnx_tensor("x", shape, (9, raw))))
+    hashes = set()
+    for suffix in ("npy", "npz", "safetensors", "gguf", "onnx"):
+        checkpoint = open_checkpoint(tmp_path / f"x.{suffix}")
+        assert np.array_equal(checkpoint.read("x"), array) and checkpoint.tensors["x"].shape == tuple(shape)
+        facts = info(tmp_path / f"x.{suffix}")
+        assert facts["tensors"][0]["values"]["max"] == array.max()
+        hashes |= {facts["content_sha256"]} if suffix != "npy" or not big else set()
+    assert len(hashes) == 1, "the content has one hash in every format"
