@@ -68,8 +68,10 @@ def open(
     processor: Any = None,
     name: str | None = None,
     trust_remote_code: bool = False,
+    config: dict[str, Any] | None = None,
 ) -> Any:
-    """Open a network: a bundled organism's name, a torch module, a local Hugging Face folder, or a hub id.
+    """Open a network: a bundled organism's name, a torch module, a local Hugging Face folder, a file of weights whose
+    network can be recovered for certain (`config` says what it leaves open), or a hub id.
 
     `tokenizer` (for modules): a list of words, a transformers tokenizer, or an object with encode, decode and token.
     `processor`: a function from what you give to `record` (images, say) to a tensor or a mapping of keyword arguments.
@@ -79,7 +81,7 @@ def open(
     from .run.opening import open_network
 
     options = {"tokenizer": tokenizer, "processor": processor, "name": name, "trust_remote_code": trust_remote_code}
-    return open_network(what, lifter=lift, **options)
+    return open_network(what, lifter=lift, config=config, **options)
 
 
 def check(what: Any, *inputs: Any, expected: Any = None, **kwargs: Any) -> Any:

@@ -1,6 +1,8 @@
 """Open mutated files in this process, which may do little else: run as a program, by the tests.
 
-    python fuzz_files.py COUNT SEED FOLDER [FORMAT …]
+    python fuzz_files.py COUNT SEED FOLDER [FILE …]
+
+The mutants are those of the seeds, one of each format, or of the files that are given.
 
 Memory is limited to what the interpreter holds at the start plus 512 MiB, a file to five seconds. Python's audit events
 see every process, import, connection, unpickling, executed code and file opened to be written: one of them while a
@@ -83,7 +85,7 @@ def place(folder: Path, seed: Seed) -> Path:
 
 def main(count: int, number: int, folder: Path, chosen: list[str]) -> None:
     """Look at `count` mutants, as many of each format."""
-    known = {name: seed for name, seed in seeds().items() if not chosen or name in chosen}
+    known = {file: {Path(file).name: Path(file).read_bytes()} for file in chosen} or seeds()
     everything = [content for seed in known.values() for content in seed.values() if content]
     for seed in known.values():  # what is imported late is imported now, and the seeds are sound
         assert look_unwatched(place(folder, seed))

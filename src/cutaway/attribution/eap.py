@@ -46,9 +46,9 @@ def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
     """
     edges = torch.zeros(graph.shape())
     nodes = torch.zeros(len(graph.writers), graph.positions)
-    pushed: dict[tuple[int, int], Tensor] = {}
+    known = _Known(graph)
     for step in range(steps):
-        _Pass(graph, 1.0 if steps == 1 else (step + 1) / steps, pushed).run(metric, edges, nodes)
+        _Pass(graph, 1.0 if steps == 1 else (step + 1) / steps, known).run(metric, edges, nodes)
     if not edges.any():
         raise MetricError(
             f"The metric '{metric.name}' does not depend on anything that differs between the runs; "
@@ -73,8 +73,10 @@ class _Cut:
 class _Pass:
     """One forward and one backward pass at a point between corrupted (share 0) and clean (share 1)."""
 
-    def __init__(self, graph: EdgeGraph, share: float, pushed: dict[tuple[int, int], Tensor]) -> None:
-        self.graph, self.share, self.pushed = graph, share, pushed
+    def __init__(self, graph: EdgeGraph, share: float, known: _Known) -> None:
+        self.graph, self.share, self.known = graph, share, known
+        # What meets before a contraction, and what the contraction makes of it; shared by the reads behind it.
+        self.met: dict[int, tuple[Tensor, Tensor]] = {}
         self.leaves: dict[int, Tensor] = {}
         # Contributions by (write, value): as made (None where it is the write itself), as a leaf, and its gradient.
         self.made: dict[tuple[int, int], Tensor | None] = {}
@@ -121,7 +123,15 @@ class _Pass:
                 self.made[key] = made
                 self.ends[key] = leaf if made is None else made.detach().requires_grad_()
             met[stem.value] = self.ends[key]
-        return met[port.value] if port.value in met else self.graph.run(port.merge, met)[port.value]
+        if port.value in met:
+            return met[port.value]
+        if port.through is None:
+            return self.graph.run(port.merge, met)[port.value]
+        last = port.through
+        if last.made not in self.met:
+            found = self.graph.run(last.before, met)
+            self.met[last.made] = found[last.source], found[last.made]
+        return self.graph.run(last.after, {**met, last.made: self.met[last.made][1]})[port.value]
 
     def _gradients(self, cut: _Cut, received: Tensor | None, metric: Metric) -> list[Tensor | None]:
         """The gradient of the metric at each read of a part."""
@@ -156,50 +166,128 @@ class _Pass:
 
     def _carry(self, port: Port, arrived: Tensor, gradient: Tensor, edges: Tensor) -> None:
         """Carry a read's gradient to the contributions, all slots in one batch, and score the edges into the read."""
-        stack = _by_slot(port, gradient)
         keys = [(stem.feed, stem.value) for stem in port.stems]
+        stack = _by_slot(port, gradient)
         if arrived.is_leaf:  # the read is a contribution itself
             carried: list[Tensor | None] = [stack]
         else:
-            carried = _batched_gradient(arrived, [self.ends[key] for key in keys], stack)
-        for stem, key, found in zip(port.stems, keys, carried, strict=True):
-            if found is None:
-                continue
-            self.got[key] = self.got[key] + found.sum(0) if key in self.got else found.sum(0)
-            rows = self._rows(stem, key, found)
-            edges.index_put_(
-                (port.rows[:, None], self.graph.columns[stem.feed][None, :]), rows.detach().to(edges), accumulate=True
-            )
+            start, stack = self._before_contraction(port, arrived, stack)
+            carried = _batched_gradient(start, [self.ends[key] for key in keys], stack)
+        together: dict[tuple[int, tuple[int, ...]], list[Stem]] = {}
+        shared: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        for stem, found in zip(port.stems, carried, strict=True):
+            if found is not None:  # contributions that are added up receive one and the same gradient
+                shared.setdefault((found.data_ptr(), found.stride()), found)
+                together.setdefault((found.data_ptr(), found.stride()), []).append(stem)
+        for which, stems in together.items():
+            found = shared[which]
+            total = found.sum(0)
+            for stem in stems:
+                key = (stem.feed, stem.value)
+                self.got[key] = self.got[key] + total if key in self.got else total
+            for rows, columns in self._rows(stems, found):
+                edges.index_put_((port.rows[:, None], columns[None, :]), rows.detach().to(edges), accumulate=True)
 
-    def _rows(self, stem: Stem, key: tuple[int, int], found: Tensor) -> Tensor:
-        """[reader slots, writer slots, positions]: scores from the gradients [reader slots, …] at a contribution."""
-        graph = self.graph
+    def _before_contraction(self, port: Port, arrived: Tensor, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """Where slots' gradients go on from, and what they are there: before the contraction if that saves work."""
+        last = port.through
+        if last is None or last.made not in self.met or len(stack) < 2:
+            return arrived, stack
+        source, made = self.met[last.made]
+        if port.value not in self.known.columns:
+            noise = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(0)).to(arrived)
+            tried = _required(_batched_gradient(arrived, [made], _by_slot(port, noise))[0])
+            self.known.columns[port.value] = last.columns(tried)
+        columns = self.known.columns[port.value]
+        if columns is None:
+            return arrived, stack
+        gradients = _required(_batched_gradient(arrived, [made], stack)[0])
+        return source, last.back(self.graph.wiring.flow, gradients, columns, source.shape)
+
+    def _rows(self, stems: list[Stem], found: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Scores [reader slots, writer slots, positions] from the gradients [reader slots, …] at contributions that
+        share them, with the columns of the writer slots."""
+        graph, known = self.graph, self.known
         by_position = found.ndim == 4 and found.shape[2] == graph.positions
-        if stem.steps is not None and stem.linear and (graph.positions == 1 or by_position):
-            change = self._push(stem, key)
-            if graph.positions == 1:
-                return (found.flatten(1) @ change.flatten(1).T)[:, :, None]
-            return torch.einsum("sbpd,ubpd->sup", found, change)
-        made = self.made[key]
-        if made is not None:
-            found = _required(_batched_gradient(made, [self.leaves[stem.feed]], found)[0])
+        made: list[tuple[Tensor, Tensor]] = []
+        linear = [stem for stem in stems if stem.steps is not None and stem.linear]
+        if graph.positions == 1 or by_position:
+            for change, columns in known.changes(linear):
+                if graph.positions == 1:
+                    made.append(((found.flatten(1) @ change.flatten(1).T)[:, :, None], columns))
+                else:
+                    change = change.view(len(change), *found.shape[1:])
+                    made.append((torch.einsum("sbpd,ubpd->sup", found, change), columns))
+        else:
+            linear = []
+        for stem in stems:
+            if stem not in linear:
+                made.append((self._bent(stem, found), graph.columns[stem.feed]))
+        return made
+
+    def _bent(self, stem: Stem, found: Tensor) -> Tensor:
+        """The same through one stem that is not linear, or is nothing."""
+        graph, end = self.graph, self.made[stem.feed, stem.value]
+        if end is not None:
+            found = _required(_batched_gradient(end, [self.leaves[stem.feed]], found)[0])
         change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
         return torch.stack([_sums(graph, stem.feed, change * part) for part in found])
 
-    def _push(self, stem: Stem, key: tuple[int, int]) -> Tensor:
-        """[writer slots, …]: how each slot's difference between the runs changes a linear contribution."""
-        if key not in self.pushed:
-            graph, steps = self.graph, stem.steps
-            assert steps is not None
-            change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
-            slots = graph.writes[stem.feed].slots
-            parts = torch.stack(
-                [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count).to(change)]
-            )
-            with torch.no_grad():
-                made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
-                self.pushed[key] = made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]
-        return self.pushed[key]
+
+class _Known:
+    """What all passes share: which columns slots read, and what each writer's difference does to its contribution."""
+
+    def __init__(self, graph: EdgeGraph) -> None:
+        self.graph = graph
+        self.columns: dict[int, Tensor | None] = {}
+        self._at: dict[tuple[int, int], tuple[int, int]] = {}
+        self._rows = torch.zeros(0, 0)
+        self._apart: dict[tuple[int, int], Tensor] = {}
+        self._count = 0
+
+    def changes(self, stems: list[Stem]) -> list[tuple[Tensor, Tensor]]:
+        """[writer slots, numbers of the contribution] with the slots' columns, neighbours in one piece."""
+        found: list[tuple[Tensor, Tensor]] = []
+        places: list[tuple[int, int, Stem]] = []
+        for stem in stems:
+            key = (stem.feed, stem.value)
+            if key not in self._at and key not in self._apart:
+                self._push(stem)
+            if key in self._apart:
+                found.append((self._apart[key], self.graph.columns[stem.feed]))
+            else:
+                places.append((*self._at[key], stem))
+        places.sort(key=lambda place: place[0])
+        first = 0
+        for number in range(1, len(places) + 1):
+            if number == len(places) or places[number][0] != places[number - 1][1]:
+                piece = places[first:number]
+                columns = torch.cat([self.graph.columns[stem.feed] for _, _, stem in piece])
+                found.append((self._rows[piece[0][0] : piece[-1][1]], columns))
+                first = number
+        return found
+
+    def _push(self, stem: Stem) -> None:
+        """How each slot's difference between the runs changes a linear contribution."""
+        graph, steps = self.graph, stem.steps
+        assert steps is not None
+        change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
+        slots = graph.writes[stem.feed].slots
+        parts = torch.stack(
+            [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count).to(change)]
+        )
+        with torch.no_grad():
+            made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
+            made = (made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]).flatten(1)
+        if not self._count:
+            self._rows = made.new_zeros(len(graph.writers), made.shape[1])
+        end = self._count + len(made)
+        if made.shape[1] != self._rows.shape[1] or end > len(self._rows) or made.dtype != self._rows.dtype:
+            self._apart[stem.feed, stem.value] = made
+            return
+        self._rows[self._count : end] = made
+        self._at[stem.feed, stem.value] = (self._count, end)
+        self._count = end
 
 
 def _required(found: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from ..run.replay import Plan, execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Trace
+from .columns import Through, through
 from .routed import by_expert
 from .wiring import Stem, Wiring
 from .writers import behind_norms
@@ -32,7 +33,7 @@ _POSITIONED = frozenset({"attention", "mlp", "moe", "ssm", "embedding", "norm", 
 class Port:
     """One read of a block: `rows` are its slots' readers, `feeds` the writes that wiring brings to it.
 
-    They come by way of `stems`, which `merge` brings together.
+    They come by way of `stems`, which `merge` brings together, the last of it through the columns of a contraction.
     """
 
     value: int
@@ -41,6 +42,7 @@ class Port:
     feeds: tuple[int, ...]
     stems: tuple[Stem, ...]
     merge: Plan
+    through: Through | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,8 @@ class EdgeGraph:
             stems, merge = self.wiring.divide(read.value, feeds, stops)
             feeds = tuple(value for value in feeds if any(stem.feed == value for stem in stems))
             rows = _indices(block.reader_names(read), self.readers)
-            ports.append(Port(read.value, read.slots, rows, feeds, stems, merge))
+            last = through(self.wiring.flow, read.value, merge) if read.slots.count > 1 else None
+            ports.append(Port(read.value, read.slots, rows, feeds, stems, merge, last))
         inside = None
         if block.write >= 0 and block.reads and all(read.value != block.write for read in block.reads):
             inside = unguarded(self.tape, plan(self.tape, [], [block.write], [read.value for read in block.reads]))

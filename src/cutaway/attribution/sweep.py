@@ -50,8 +50,8 @@ class Forecast:
     """What a sweep takes: `patches` in all, `run` of them (the others change nothing), in `passes` over the network.
 
     `forwards` is the computation in units of one forward pass of the run, `bytes` the largest pass. `seconds` is
-    extrapolated from two of the smaller passes; None where nobody timed it. `together` is False where each site has passes of
-    its own.
+    extrapolated from two of the smaller passes; None where nobody timed it. `together` is False where each site has
+    passes of its own.
     """
 
     patches: int

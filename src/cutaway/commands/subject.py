@@ -71,7 +71,7 @@ def suited_threads(net: Network) -> Iterator[None]:
 
 def open_model(model: str) -> Network:
     """The network that a word on the command line, or a claim's source, names."""
-    for mark in ("organism:", "folder:", "hub:"):
+    for mark in ("organism:", "folder:", "file:", "hub:"):
         model = model.removeprefix(mark)
     if model in ("module", ""):
         raise ModelError(

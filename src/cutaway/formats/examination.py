@@ -50,11 +50,11 @@ def _examine(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         digest.update(raw.data)
         values = _plain(tensor.dtype, raw, left)
         left -= values.size
-        values = tally.take(values)
+        finite = tally.take(values)
         if rows is not None:
             rows.take(values.reshape(-1, width))
         if sketch is not None:
-            sketch.take(values.reshape(-1, width))
+            sketch.take(finite.reshape(-1, width))
     facts = {"sha256": digest.hexdigest(), **tally.facts()}
     if rows is not None:
         facts |= rows.facts()
@@ -84,15 +84,15 @@ class _Tally:
     def take(self, values: np.ndarray) -> np.ndarray:
         self.count += values.size
         least, most = float(values.min()), float(values.max())
+        bad = 0
         if not (math.isfinite(least) and math.isfinite(most)):
             nan, inf = np.isnan(values), np.isinf(values)
-            self.nan += int(nan.sum())
-            self.inf += int(inf.sum())
+            self.nan, self.inf, bad = self.nan + int(nan.sum()), self.inf + int(inf.sum()), int((nan | inf).sum())
             values = np.where(nan | inf, 0, values)
             least, most = float(values.min()), float(values.max())
         self.least, self.most = min(self.least, least), max(self.most, most)
         nonzero = int(np.count_nonzero(values))
-        self.zeros += values.size - nonzero
+        self.zeros += values.size - nonzero - bad
         if self.smallest:
             tiny = int(np.count_nonzero(np.abs(values) < self.smallest))
             self.denormal += tiny - (values.size - nonzero)
@@ -111,8 +111,8 @@ class _Tally:
         spread = math.sqrt(max(0.0, rms * rms - mean * mean)) if math.isfinite(mean) and rms < 1e150 else None
         return {
             "nan": self.nan, "inf": self.inf, "denormal": self.denormal, "zeros": self.zeros,
-            "min": self.least if self.count else None, "max": self.most if self.count else None, "mean": mean if math.isfinite(mean) else None, "std": spread,
-            "peak": round(peak, 2),
+            "min": self.least if self.count else None, "max": self.most if self.count else None,
+            "mean": mean if math.isfinite(mean) else None, "std": spread, "peak": round(peak, 2),
         }  # fmt: skip
 
 
@@ -155,13 +155,12 @@ class _Sketch:
     def __init__(self, width: int) -> None:
         random = np.random.default_rng(0)
         self.directions = random.standard_normal((width, DIRECTIONS), np.float32)
-        self.triangle = np.zeros((0, DIRECTIONS))
+        self.triangle: np.ndarray | None = np.zeros((0, DIRECTIONS))
 
     def take(self, rows: np.ndarray) -> None:
         seen = (rows @ self.directions).astype(np.float64)
         if self.triangle is not None:
-            sound = np.isfinite(seen).all()
-            self.triangle = np.linalg.qr(np.concatenate([self.triangle, seen]), mode="r") if sound else None
+            self.triangle = _triangle(np.concatenate([self.triangle, seen])) if np.isfinite(seen).all() else None
 
     def rank(self, tolerance: float, side: int) -> int | None:
         """The rank where it is below `side` and 25; None if it is not, or cannot be told."""
@@ -170,6 +169,10 @@ class _Sketch:
         values = np.linalg.svd(self.triangle, compute_uv=False)
         rank = int(np.count_nonzero(values > values[0] * tolerance)) if len(values) and values[0] > 0 else 0
         return rank if rank < side and rank <= RANK_TOLD else None
+
+
+def _triangle(matrix: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def findings(name: str, shape: tuple[int, ...], facts: dict[str, Any]) -> list[dict[str, str]]:

@@ -77,8 +77,7 @@ class _Walk:
             self.tensor(tensor, f"{prefix}{tensor.text(8) or f'initializer.{number}'}")
         for sparse in graph.messages(15):
             for field, part in ((1, "values"), (2, "indices")):
-                tensor = sparse.message(field)
-                if tensor is not None:
+                for tensor in sparse.messages(field):
                     self.tensor(tensor, f"{prefix}{tensor.text(8) or 'sparse'}.{part}")
         self.nodes(graph.messages(1), prefix, depth)
 
@@ -114,8 +113,8 @@ class _Walk:
             return
         dtype = TYPES.get(kind, f"onnx type {kind}")
         if dtype not in DTYPES:
-            place = Place(self.path, 0, 0, refusal=f"is of the type {dtype}, which cannot be read here; convert it")
-            self.tensors[name] = TensorInfo(dtype, shape, 0, place)
+            refusal = f"is of the type {dtype}, which cannot be read here; convert it"
+            self.tensors[name] = TensorInfo(dtype, shape, 0, Place(self.path, 0, 0, refusal=refusal))
             return
         nbytes = bytes_of(dtype, math.prod(shape))
         place = self.external(tensor, nbytes, name) if tensor.number(14) == 1 else self.inside(tensor, dtype, nbytes)

@@ -31,7 +31,7 @@ def linear_map(frozen: Frozen, start: Units, end: Units, position: int) -> Tenso
         return torch.eye(_count(start))
     if not leads(frozen, start.value, end.value):
         return None
-    answer, back = _ways(frozen, start, end)
+    answer, back = ways(frozen, start, end)
     few = _count(end) < _count(start)
     if _apart(frozen, start, end, position, answer):
         made = _packed(back, end, start, _count(end)) if few else _packed(answer, start, end, _count(start))
@@ -78,8 +78,8 @@ def _placed(units: Units, row: Tensor, position: int) -> Tensor:
     return value.flatten(0, 1) if units.tiled else value
 
 
-def _ways(frozen: Frozen, start: Units, end: Units) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The map and its transpose as functions of many values at once [rows, *shape]."""
+def ways(frozen: Frozen, start: Units, end: Units) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A linear map and its transpose as functions of many values at once [rows, *shape]."""
     stops = {*frozen.writes, start.value} - {end.value}
     steps: Plan = unguarded(frozen.tape, frozen.plan([end.value], stops))
     dtype = getattr(torch, frozen.flow.graph.values[start.value].dtype)

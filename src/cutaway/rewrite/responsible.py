@@ -61,10 +61,15 @@ def proposals(trace: Trace, interventions: Sequence[Intervention]) -> Iterator[P
 
 def _mask(tape: Tape, value: int, edit: Any) -> Tensor:
     """Where an edit changes a value, as seen on a probe."""
-    found = tape.graph.values[value]
-    probe = torch.rand(found.shape, dtype=getattr(torch, found.dtype)) + 1
+    probe = _probe(tape, value)
     with torch.no_grad():
         return edit(probe) != probe
+
+
+def _probe(tape: Tape, value: int) -> Tensor:
+    """Positive random numbers in the shape of a value, so that nothing cancels."""
+    found = tape.graph.values[value]
+    return torch.rand(found.shape, dtype=getattr(torch, found.dtype)) + 1
 
 
 def _read(tape: Tape, flow: Flow, value: int, mask: Tensor, factor: float) -> Iterator[Proposal]:
@@ -72,7 +77,7 @@ def _read(tape: Tape, flow: Flow, value: int, mask: Tensor, factor: float) -> It
     readers = _readers(tape, flow, value)
     if not readers:
         return
-    probe = torch.where(mask, torch.rand(mask.shape) + 1, torch.zeros(()))
+    probe = _probe(tape, value) * mask
     found: dict[str, Tensor] = {}
     for op in readers:
         for parameter in _parameters(tape, flow, op):
@@ -167,7 +172,7 @@ def _making(
     }  # fmt: skip
     if op is not None and multiplied:
         read = ops.active(op, flow.activations)
-        given |= {source: torch.rand(tape.graph.values[source].shape) + 1 for source in read}
+        given |= {source: _probe(tape, source) for source in read}
     here = _reached(tape, value, parameter, given, mask)
     if here is None or multiplied or here.ndim < 2:
         return here

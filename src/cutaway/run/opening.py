@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from .. import organisms
 from ..errors import FormatError, InputError, ModelError
+from ..formats import open_checkpoint
 from .network import Network, Tokenizer, accepts
 from .trace import Trace
 
@@ -73,9 +75,12 @@ def open_network(
     processor: Callable[..., Any] | None = None,
     name: str | None = None,
     trust_remote_code: bool = False,
+    config: dict[str, Any] | None = None,
 ) -> Network:
-    """Open `what`: an organism's name, a module, a folder with config.json and safetensors, or a hub id.
+    """Open `what`: an organism's name, a module, a folder with config.json and safetensors, a file of weights whose
+    network can be recovered for certain, or a hub id.
 
+    `config` are fields of a config that a bare file of weights leaves open.
     `processor` turns what is given to `record` into a tensor, or into a mapping of keyword arguments.
 
     Raises ModelError when it cannot be opened, FormatError when a file is not what it says.
@@ -95,7 +100,10 @@ def open_network(
         organism = organisms.load(text)
         words = Vocabulary(organism.vocabulary) if organism.vocabulary else None
         return Network(organism.module, name=text, source=f"organism:{text}", tokenizer=words, lifter=lifter)
-    net = _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
+    if os.path.isfile(text):
+        net = _bare(text, lifter, _tokenizer(tokenizer), name, config)
+    else:
+        net = _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
     net.processor = processor
     return net
 
@@ -167,13 +175,36 @@ def _tokenizer(tokenizer: Any) -> Tokenizer | None:
     )
 
 
+def _bare(
+    where: str,
+    lifter: Callable[[Trace], Any],
+    tokenizer: Tokenizer | None,
+    name: str | None,
+    config: dict[str, Any] | None,
+) -> Network:
+    """The network of a file of weights, when names and shapes say for certain which it is."""
+    from ..weights.build import load
+
+    try:
+        module, found = load(open_checkpoint(where), config)
+    except FormatError as error:
+        raise FormatError(f"'{where}' is a file that no network can be opened from: {error}") from error
+    unseen = found.match.unseen if found.match is not None else {}
+    if unseen:
+        words = ", ".join(f"{key} = {value}" for key, value in unseen.items())
+        warnings.warn(f"'{where}' does not say {words}: taken from the family's defaults.", UserWarning, stacklevel=4)
+    defaults = {"use_cache": False} if accepts(module, "use_cache") else {}
+    source = f"file:{Path(where).resolve()}"
+    return Network(
+        module, name=name or Path(where).stem, source=source, tokenizer=tokenizer, defaults=defaults, lifter=lifter
+    )
+
+
 def _hugging_face(
     where: str, lifter: Callable[[Trace], Any], tokenizer: Tokenizer | None, name: str | None, trust: bool
 ) -> Network:
     folder = Path(where)
     local = folder.exists()
-    if local and not folder.is_dir():
-        raise FormatError(f"'{where}' is a file; `cutaway info` reads it, but to run a network give its folder.")
     if local and not (folder / "config.json").is_file():
         raise FormatError(f"'{where}' has no config.json, so nothing says what network it holds.")
     if not local and (where.startswith((".", "/", "~")) or where.count("/") > 1):

@@ -13,27 +13,29 @@ _GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
 _EMBEDDING = ("embed", "emb", "wte", "token", "vocab")
 
 
-def chain(shapes: Mapping[str, Shape]) -> list[dict[str, Any]]:
-    """The layers in the file's order, or nothing where some tensor belongs to none or a layer does not fit the next."""
+def chain(shapes: Mapping[str, Shape]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the layers in the file's order, those that do not take what the one before gives); no layers where some tensor
+    belongs to none."""
     modules: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         path, _, part = name.rpartition(".")
         modules.setdefault(path, {})[part] = shape
     layers = [layer for path, parts in modules.items() if (layer := _layer(path, parts)) is not None]
-    if len(layers) < len(modules) or not any("out" in layer for layer in layers):
-        return []
-    width = None
+    if len(layers) < len(modules) or not layers:
+        return [], []
+    width, breaks = None, []
     for layer in layers:
-        if layer["kind"] == "embedding":
-            width = layer["out"]
-            continue
         into = layer["in"]
-        if width is not None and into != width:
-            if layer["kind"] != "linear" or into % width:
-                return []
-            layer["places"] = into // width  # an image flattened: so many places for each channel
+        if width is not None and layer["kind"] != "embedding" and into != width:
+            convolution = "kernel" in layer
+            if convolution and width % into == 0:
+                layer["groups"] = width // into
+            elif layer["kind"] == "linear" and into % width == 0:
+                layer["places"] = into // width  # an image flattened: so many places for each channel
+            else:
+                breaks.append(layer["name"])
         width = layer["out"]
-    return layers
+    return layers, breaks
 
 
 def _layer(path: str, parts: Mapping[str, Shape]) -> dict[str, Any] | None:

@@ -348,6 +348,34 @@ FAMILIES: tuple[Family, ...] = (
         },
         head="", unseen=("hidden_act", "layer_norm_eps"),
     ),
+    # Networks that `transformers` does not build under these names; they are recognised, and never opened.
+    Family(
+        "RWKV, as its authors name it", "", (), ("emb.weight", "blocks.#.att.time_decay", "blocks.#.ffn.key.weight"),
+        _gpt("blocks.#", "emb.weight") | {"intermediate_size": "blocks.#.ffn.key.weight:0"}, head="/head.weight",
+    ),
+    Family(
+        "Llama, as its authors name it", "", (), ("tok_embeddings.weight", "layers.#.attention.wq.weight"),
+        _gpt("layers.#", "tok_embeddings.weight") | {"intermediate_size": "layers.#.feed_forward.w1.weight:0"},
+        heads("num_attention_heads", "layers.#.attention.wq.weight:0", size="head_dim", even=True,
+              kv=("num_key_value_heads", "layers.#.attention.wk.weight:0")),
+        norm="RMSNorm", head="/output.weight",
+    ),
+    Family(
+        "a GGUF transformer", "", (), ("token_embd.weight", "blk.#.attn_q.weight", "blk.#.ffn_up.weight"),
+        _gpt("blk.#", "token_embd.weight") | {"intermediate_size": "blk.#.ffn_up.weight:0"},
+        heads("num_attention_heads", "blk.#.attn_q.weight:0", size="head_dim", even=True,
+              kv=("num_key_value_heads", "blk.#.attn_k.weight:0")),
+        norm="RMSNorm", head="/output.weight",
+    ),
+    Family(
+        "a TransformerLens transformer", "", (), ("embed.W_E", "blocks.#.attn.W_Q"),
+        {
+            "vocab_size": "embed.W_E:0", "hidden_size": "embed.W_E:1", "num_hidden_layers": "blocks.#",
+            "num_attention_heads": "blocks.#.attn.W_Q:0", "head_dim": "blocks.#.attn.W_Q:2",
+            "intermediate_size": "blocks.#.mlp.W_in:1",
+        },
+        head="",
+    ),
 )  # fmt: skip
 
 

@@ -101,15 +101,17 @@ def recover(checkpoint: Checkpoint, check: Check | None = None, given: dict[str,
     best = [match for match in matches if match.exact] or matches
     if best:
         return _judged(best, check is not None)
-    layers = chain(shapes)
+    layers, breaks = chain(shapes)
     facts = facts_of(Shapes(shapes))
     if layers:
-        why = [
-            "Every tensor belongs to a plain layer, and each layer takes what the one before it gives.",
-            "What stands between layers (activations, pooling, dropout, skips) is not in the file.",
-        ]
+        why = ["Every tensor belongs to a plain layer, and each layer takes what the one before it gives."]
+        if breaks:
+            some = ", ".join(breaks[:3])
+            why = [f"Every tensor belongs to a plain layer; {len(breaks)} take not what the one before them gives ({some}"
+                   f"{' …' if len(breaks) > 3 else ''}), so there are branches or skips."]  # fmt: skip
+        why.append("What stands between layers (activations, pooling, dropout, skips) is not in the file.")
         return Recovery("structure", why, None, facts | {"layers": len(layers)}, layers)
-    why = ["No family in the table has these names, and the layers form no chain."]
+    why = ["No family in the table has these names, and not every tensor belongs to a plain layer."]
     return Recovery("unknown", why, None, facts)
 
 
@@ -167,7 +169,9 @@ def _judged(best: list[Match], checked: bool) -> Recovery:
     facts = _facts(match)
     if not match.exact:
         reason = (
-            f"a network built from it differs in {len(match.differences)} tensors, first: {match.differences[0]}"
+            "its matrices are stored transposed, so that another implementation of it made the file"
+            if match.differences and all(map(_turned, match.differences))
+            else f"a network built from it differs in {len(match.differences)} tensors, first: {match.differences[0]}"
             if match.differences
             else "no size of heads divides its widths"
             if not match.candidates
@@ -181,13 +185,19 @@ def _judged(best: list[Match], checked: bool) -> Recovery:
     if others:
         why.append(f"{' and '.join(others)} name their tensors the same way, and compute something else.")
     if len(match.candidates) > 1:
-        fields = " and ".join(match.candidates[0])
+        fields = ", ".join(match.candidates[0])
         why.append(f"Shapes do not say {fields}: {len(match.candidates)} choices fit; customary is "
                    f"{_said(match.candidates[0])}.")  # fmt: skip
     if match.unseen:
         why.append(f"No shape shows {', '.join(match.unseen)}; here they are the family's defaults.")
     certain = not others and len(match.candidates) == 1
     return Recovery("certain" if certain else "ambiguous", why, match, facts, also=others)
+
+
+def _turned(difference: str) -> bool:
+    """Whether a difference is that of a matrix stored transposed."""
+    sizes = re.findall(r"\[(\d+), (\d+)\]", difference)
+    return len(sizes) == 2 and sizes[0] == sizes[1][::-1]
 
 
 _FACTS = {
