@@ -62,7 +62,8 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
     random = np.random.default_rng(0)
     shapes = {f"h.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in BLOCK.items()}
     shapes |= {"wte.weight": (50257, WIDTH), "wpe.weight": (1024, WIDTH)}
-    save_file({name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}, folder / "x.safetensors")
+    values = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    save_file(values, folder / "x.safetensors")
     rows, data, offset = [], [], 0
     for name, shape in shapes.items():
         blocks = random.integers(0, 256, (shape[0] * shape[1] // 32, 18), dtype=np.uint8)
@@ -72,7 +73,10 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
         offset += len(data[-1])
     head = b"GGUF" + struct.pack("<IQQ", 3, len(rows), 0) + b"".join(rows)
     (folder / "x.gguf").write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
-    header = {f"h.{at}.w": {"dtype": "U8", "shape": [10**7], "data_offsets": [at * 10**7, (at + 1) * 10**7]} for at in range(1000)}
+    size = 10**7
+    header = {
+        f"h.{at}.w": {"dtype": "U8", "shape": [size], "data_offsets": [at * size, (at + 1) * size]} for at in range(1000)
+    }
     text = json.dumps(header).encode()
     (folder / "large.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(folder / "large.safetensors", 8 + len(text) + 10**10)

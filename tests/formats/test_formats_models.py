@@ -200,6 +200,7 @@ BAD_ONNX = {
     "100 dimensions": onnx_bytes(onnx_tensor("w", [1] * 100, (9, bytes(4)))),
     "twice": onnx_bytes(*[onnx_tensor("w", [1], (9, bytes(4)))] * 2),
     "too few varints": onnx_bytes(onnx_tensor("w", [9], (7, b"\1\1"), kind=7)),
+    "complex numbers as varints": onnx_bytes(onnx_tensor("w", [1], (7, b"\1"), kind=15)),
     "deep": _deep_graph(100),
 }
 

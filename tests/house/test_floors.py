@@ -62,7 +62,7 @@ GUILTY = {
         "graph/op.py": "import importlib\nimportlib.import_module('cutaway.run.tape')\n",
         "run/tape.py": "",
     },
-    "sideways": {"graph/op.py": "import cutaway.formats.header\n", "formats/header.py": ""},
+    "sideways": {"graph/op.py": "import cutaway.weights.shapes\n", "weights/shapes.py": ""},
     "report on commands": {"report/page.py": "import cutaway.commands.verbs\n", "commands/verbs.py": ""},
     "front page": {"run/tape.py": "import cutaway\n"},
     "a name of the front page": {"run/tape.py": "from cutaway import record\n"},

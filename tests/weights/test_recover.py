@@ -41,8 +41,11 @@ def test_every_pretrained_network_of_the_zoo(name: str, tmp_path: Path) -> None:
     assert type(module).__name__ in {cls for family in families for cls in family.classes}
     config = module.config
     for field, value in match.config.items():
-        assert getattr(config, field) == value, field
-    truth = [row for row in match.candidates if all(getattr(config, key) == value for key, value in row.items())]
+        assert getattr(config, field, value) in (value, None), field  # None: four times the width
+    truth = [
+        row for row in match.candidates
+        if all(getattr(config, key, value) in (value, None) for key, value in row.items())
+    ]  # fmt: skip
     assert truth, f"the true sizes are not among {match.candidates}"
     if name in CERTAIN:
         assert len(match.candidates) == 1 and not found.also
@@ -58,7 +61,7 @@ def test_a_bare_state_dict_opens_when_recovery_is_certain(name: str, tmp_path: P
     with pytest.warns(UserWarning, match="family's defaults"):
         net = cw.open(path)
     with torch.no_grad():
-        assert torch.equal(net.record(*args, **kwargs).logits, module(*args, **kwargs).logits)
+        torch.testing.assert_close(net.record(*args, **kwargs).logits, module(*args, **kwargs).logits)
 
 
 def test_what_is_open_is_refused_with_the_way_on_and_then_settled(tmp_path: Path) -> None:

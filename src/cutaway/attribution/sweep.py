@@ -30,7 +30,7 @@ MEMORY = 1 << 30  # bytes that the worlds of one pass may take, unless told othe
 _AGREE = 1e-4  # of the spread between the two runs: how far a world may be from the same patch replayed by itself
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
     """`effect[i, j]` is the metric, mean over examples, when site i at index j has the source's value.
 
@@ -43,6 +43,19 @@ class Sweep:
     effect: Float[Tensor, "sites places"]
     metric: Float[Tensor, "sites places batch"]
     forecast: Forecast
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The places with the largest effects, as sites, largest first."""
+        flat = self.effect.flatten()
+        order = flat.abs().argsort(descending=True)[:count].tolist()
+        places = self.effect.shape[1]
+        return [(f"{self.sites[at // places]}[{self.axis}={at % places}]", float(flat[at])) for at in order]
+
+    def __str__(self) -> str:
+        head = f"{len(self.sites)} sites x {self.effect.shape[1]} indices of {self.axis}; 0 is the run, 1 the source"
+        return "\n".join([head, *(f"  {effect:+.3f}  {site}" for site, effect in self.top())])
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class _Walk:
             span = tensor.span(field)
             if span is not None:
                 elements = nbytes * 8 // max(8, DTYPES[dtype].bits)
-                if DTYPES[dtype].packed or not elements <= span[1] - span[0] <= 10 * elements:
+                if not _has_varints(dtype) or not elements <= span[1] - span[0] <= 10 * elements:
                     return None
                 much = "holds too many numbers of variable length; save it again with raw data"
                 refusal = much if span[1] - span[0] > VARINT_BYTES else ""
@@ -176,6 +176,11 @@ class _Walk:
         if "PyOp" in self.ops or "PyFunc" in self.ops:
             found.append(Risk("high", "an operator calls a Python function by its name"))
         return found
+
+
+def _has_varints(dtype: str) -> bool:
+    """Integers, and small floats as their bits; the others have fields of fixed width."""
+    return not DTYPES[dtype].packed and (DTYPES[dtype].view[0] in "iu?" or dtype == "float16")
 
 
 def _within(folder: Path, location: str) -> Path | None:

@@ -19,7 +19,7 @@ from ..lift.responses import leads
 from ..run.trace import Trace
 from .ends import End, Paths, grouped, is_image, paths
 from .index import Index
-from .maps import factor_of, linear_map, ways
+from .maps import factors, linear_map, ways
 
 WIDE = 4096  # units of a reader from which the strengths of what leads to it as a whole are kept
 
@@ -80,9 +80,12 @@ def _keep_directions(found: Paths, links: list[tuple[str, str, float]], arrays: 
         pack(arrays, f"R {label}", matrix.mT)
         if matrix.shape[1] >= WIDE:
             wide[label] = matrix @ matrix.mT
+            arrays[f"G R {label}"] = wide[label].numpy()
         for source, gram in grams.items():
             factor = next((link[2] for link in joined if link[:2] == (source, label)), 0.0)
-            if gram is not None and factor:
+            if gram is not None and factor and label in wide:
+                arrays[f"S {source} | {label}"] = _root((gram * wide[label]).sum().view(1, 1), factor)
+            elif gram is not None and factor:
                 squares = ((gram @ matrix) * matrix).sum(0).unflatten(0, (end.count, -1)).sum(1)
                 arrays[f"S {source} | {label}"] = _root(squares, factor)[None]
     for label, end in writers.items():
@@ -105,7 +108,9 @@ def _kept_table(found: Paths, end: End, arrays: dict[str, np.ndarray]) -> Tensor
     if table is None:
         return None
     pack(arrays, f"T {end.label}", table)
-    return table.mT @ table / len(table)
+    gram = table.mT @ table / len(table)
+    arrays[f"G W {end.label}"] = gram.numpy()
+    return gram
 
 
 def _root(squares: Tensor, factor: float) -> np.ndarray:
@@ -117,23 +122,20 @@ def pack(arrays: dict[str, np.ndarray], name: str, matrix: Tensor) -> None:
     """Keep a matrix as 16-bit integers with a scale a row: some 1/30,000 of a row's largest number is lost."""
     scale = (matrix.abs().amax(1) / 32767).clamp(min=1e-30)
     arrays[f"{name} scale"] = scale.numpy()
-    arrays[name] = (matrix / scale[:, None]).round().to(torch.int16).numpy()
+    arrays[name] = (matrix * (1 / scale)[:, None]).round_().to(torch.int16).numpy()
 
 
 def _links(found: Paths, arrays: dict[str, np.ndarray]) -> list[tuple[str, str, float]]:
     """(writer, reader, factor); a factor of zero says that a table of strengths is kept."""
-    known: dict[tuple[int, int], float | None] = {}
     links: dict[tuple[str, str], float] = {}
-    for reader in found.readers:
-        for writer in found.writers:
-            if not _before(writer, reader, found):
-                continue
-            key = (writer.joint.value, reader.joint.value)
-            # Steps of a cell share names, and each has a map of its own.
-            flat = not (writer.step or reader.step or is_image(writer.joint) or is_image(reader.joint))
-            if flat and key not in known:
-                known[key] = factor_of(found.frozen, writer.joint, reader.joint, found.position)
-            factor = known.get(key, float("nan")) if flat else float("nan")
+    for writer in found.writers:
+        behind = [reader for reader in found.readers if _before(writer, reader, found)]
+        # Steps of a cell share names, and each has a map of its own.
+        flat = [not (writer.step or end.step or is_image(writer.joint) or is_image(end.joint)) for end in behind]
+        joints = {end.joint.value: end.joint for end, plain in zip(behind, flat, strict=True) if plain}
+        between = dict(zip(joints, factors(found.frozen, writer.joint, list(joints.values()), found.position), strict=True))
+        for reader, plain in zip(behind, flat, strict=True):
+            factor = between[reader.joint.value] if plain else float("nan")
             if not factor:  # no path, or another step of a cell
                 continue
             if factor == factor:
@@ -143,7 +145,8 @@ def _links(found: Paths, arrays: dict[str, np.ndarray]) -> list[tuple[str, str, 
             if strengths is not None and bool((strengths != 0).any()):
                 name = f"S {writer.label} | {reader.label}"
                 made = strengths.numpy().astype(np.float32)
-                arrays[name] = np.where(np.abs(arrays[name]) > np.abs(made), arrays[name], made) if name in arrays else made
+                before = arrays.get(name, made)
+                arrays[name] = np.where(np.abs(before) > np.abs(made), before, made)
                 links[writer.label, reader.label] = 0.0
     return [(writer, reader, factor) for (writer, reader), factor in links.items()]
 
@@ -154,8 +157,9 @@ def _before(writer: End, reader: End, found: Paths) -> bool:
 
 
 def _strengths(found: Paths, writer: End, reader: End) -> Tensor | None:
-    """[writer's components, reader's components]: norms of the maps between them; of kernels in images."""
-    groups = (writer.group, reader.group)
+    """[writer's components, reader's components]: norms of the maps between them; of kernels in images. A reader of one
+    component has its units there."""
+    groups = (writer.group, reader.group if reader.count > 1 else 1)
     if not is_image(writer.units) and not is_image(reader.units):
         matrix = linear_map(found.frozen, writer.units, reader.units, found.position)
         return None if matrix is None else grouped(matrix, groups)

@@ -121,20 +121,36 @@ class Index:
 
     def _into(self, writer: End, reader: End, slot: int | None, units: list[int] | None, factor: float) -> np.ndarray:
         """[writer's components]: strengths into one component of a reader, or into all of it."""
-        table = self.arrays.get(f"S {writer['label']} | {reader['label']}") if units is None else None
+        table = self._table(writer, reader, units)
         if table is not None:
             return table[:, slot] if slot is not None else np.sqrt(np.square(table).sum(1))
         columns = self._rows_of(f"R {reader['label']}", _picked(reader, slot, units))
+        gram = self.arrays.get(f"G W {writer['label']}")
+        if gram is not None:  # a table: the root mean square over its rows
+            return abs(factor) * np.sqrt(np.maximum(((columns @ gram) * columns).sum().reshape(1), 0))
         return factor * _grouped(self._rows_of(f"W {writer['label']}", slice(None)) @ columns.T, writer)
 
     def _out_of(self, writer: End, reader: End, slot: int | None, units: list[int] | None, factor: float) -> np.ndarray:
         """[reader's components]: strengths out of one component of a writer, or out of all of it."""
-        table = self.arrays.get(f"S {writer['label']} | {reader['label']}") if units is None else None
+        table = self._table(writer, reader, None) if units is None else None
         if table is not None:
-            return table[slot] if slot is not None else np.sqrt(np.square(table).sum(0))
+            rows = table if slot is None else table[slot : slot + 1]
+            if rows.shape == (1, reader["count"]):
+                return rows[0]
+            return np.sqrt(np.square(rows).reshape(len(rows), reader["count"], -1).sum((0, 2)))
         name = f"T {writer['label']}" if units is not None else f"W {writer['label']}"
         rows = self._rows_of(name, _picked(writer, slot, units))
+        gram = self.arrays.get(f"G R {reader['label']}")
+        if gram is not None and reader["count"] == 1:
+            return abs(factor) * np.sqrt(np.maximum(((rows @ gram) * rows).sum().reshape(1), 0))
         return factor * _grouped(self._rows_of(f"R {reader['label']}", slice(None)) @ rows.T, reader)
+
+    def _table(self, writer: End, reader: End, units: list[int] | None) -> np.ndarray | None:
+        """[writer's components, reader's components]: strengths that were kept; for some units of a reader, of them."""
+        table = self.arrays.get(f"S {writer['label']} | {reader['label']}")
+        if table is None or units is None:
+            return table
+        return table[:, units] if table.shape[1] == reader["group"] * reader["count"] else None
 
 
 def _grouped(values: np.ndarray, end: End) -> np.ndarray:

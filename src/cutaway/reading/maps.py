@@ -41,25 +41,45 @@ def linear_map(frozen: Frozen, start: Units, end: Units, position: int) -> Tenso
     return arrivals(frozen, start, start.impulses(position, None), [end])[0].flatten(1).float()
 
 
-def factor_of(frozen: Frozen, start: Units, end: Units, position: int) -> float | None:
-    """The factor, where a map between equally many units is the identity times one; NaN where it is anything else, and
-    None where no wiring leads there."""
-    if start.value == end.value:
-        return 1.0
-    if not leads(frozen, start.value, end.value):
-        return None
-    if _count(start) != _count(end):
-        return float("nan")
+def factors(frozen: Frozen, start: Units, ends: list[Units], position: int) -> list[float | None]:
+    """For each end, the factor, where the map between equally many units is the identity times one; NaN where it is
+    anything else, and None where no wiring leads there."""
+    found: list[float | None] = [None if end.value != start.value else 1.0 for end in ends]
+    open_ends = [at for at, end in enumerate(ends) if end.value != start.value and leads(frozen, start.value, end.value)]
+    if not open_ends:
+        return found
     rows = torch.randn(2, _count(start), generator=torch.Generator().manual_seed(0))
-    got = carried(frozen, start, end, position, rows)
+    steps = frozen.plan([ends[at].value for at in open_ends], _apart_from(frozen, start.value))
+    steps = unguarded(frozen.tape, steps)
+    dtype = getattr(torch, frozen.flow.graph.values[start.value].dtype)
+    given = torch.stack([torch.zeros(frozen.flow.shape(start.value)), *(_placed(start, row, position) for row in rows)])
+    with torch.no_grad():
+        made = [frozen.run(steps, {start.value: value.to(dtype)}) for value in given]
+    for at in open_ends:
+        end = ends[at]
+        zero, *got = (end.gathered(world[end.value], None).flatten().float() for world in made)
+        found[at] = _factor(rows, torch.stack(got) - zero)
+    return found
+
+
+def _factor(rows: Tensor, got: Tensor) -> float:
+    if rows.shape != got.shape:
+        return float("nan")
     factor = float((got * rows).sum() / rows.square().sum())
     return factor if (got - factor * rows).abs().max() <= _CLOSE * got.abs().max() else float("nan")
 
 
-def carried(frozen: Frozen, start: Units, end: Units, position: int, rows: Tensor) -> Tensor:
-    """[rows, end's units]: what arrives of rows [rows, start's units] given at one position."""
-    impulses = torch.stack([_placed(start, row, position) for row in rows])
-    return arrivals(frozen, start, impulses, [end])[0].flatten(1).float()
+def _apart_from(frozen: Frozen, start: int) -> set[int]:
+    """Activations that wiring does not lead to from `start`. They are zero in a linear map, and need not be made."""
+    flow, reached, waiting = frozen.flow, {start}, [start]
+    while waiting:
+        for op in flow.users(waiting.pop()):
+            for value in op.outputs:
+                if value not in reached:
+                    reached.add(value)
+                    if value not in frozen.writes:
+                        waiting.append(value)
+    return (flow.activations - reached) | set(frozen.writes) | {start}
 
 
 def _count(units: Units) -> int:
@@ -80,8 +100,7 @@ def _placed(units: Units, row: Tensor, position: int) -> Tensor:
 
 def ways(frozen: Frozen, start: Units, end: Units) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """A linear map and its transpose as functions of many values at once [rows, *shape]."""
-    stops = {*frozen.writes, start.value} - {end.value}
-    steps: Plan = unguarded(frozen.tape, frozen.plan([end.value], stops))
+    steps: Plan = unguarded(frozen.tape, frozen.plan([end.value], _apart_from(frozen, start.value) - {end.value}))
     dtype = getattr(torch, frozen.flow.graph.values[start.value].dtype)
     shapes = frozen.flow.shape(start.value)
     zero = torch.zeros(shapes, dtype=dtype)

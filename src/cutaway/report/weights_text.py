@@ -16,7 +16,7 @@ COLOURS = {
 
 def recovered(result: Data) -> RenderableType:
     """What `recover` prints."""
-    name = result.get("class") or result["family"] or ("a chain of layers" if result["layers"] else "unknown network")
+    name = result.get("class") or result["family"] or ("plain layers" if result["layers"] else "unknown network")
     head = Text.assemble((result["path"], "bold cyan"), f"  {name}, ")
     head.append(result["confidence"], style=COLOURS[result["confidence"]])
     found: list[RenderableType] = [head, *(indent(Text(sentence)) for sentence in result["why"])]
@@ -29,7 +29,7 @@ def recovered(result: Data) -> RenderableType:
         for row in result["layers"][:ROWS]:
             kernel = " × ".join(map(str, row.get("kernel", [])))
             table.add_row(Text(row["name"], style="bold"), row["kind"], f"{row['in']:,}", f"{row['out']:,}", kernel)
-        found += [heading("Layers", f"{len(result['layers'])} in the file's order"), indented]
+        found += [heading("Layers", f"{len(result['layers'])}, in an order that their sizes allow; norms last"), indented]
     if result["family"] is not None:
         table, indented = grid("", "")
         for word, value in result["config"].items():

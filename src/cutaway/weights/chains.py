@@ -14,7 +14,7 @@ _EMBEDDING = ("embed", "emb", "wte", "token", "vocab")
 
 
 def chain(shapes: Mapping[str, Shape]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the layers in the file's order, those that do not take what the one before gives); no layers where some tensor
+    """(the layers in an order that fits, norms last; those that do not take what the one before gives); no layers where some tensor
     belongs to none."""
     modules: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
@@ -23,19 +23,53 @@ def chain(shapes: Mapping[str, Shape]) -> tuple[list[dict[str, Any]], list[str]]
     layers = [layer for path, parts in modules.items() if (layer := _layer(path, parts)) is not None]
     if len(layers) < len(modules) or not layers:
         return [], []
+    own = [layer for layer in layers if layer["kind"] not in _NORMS]  # a norm may follow any layer of its width
+    order = min((own, _found(own)), key=lambda rows: len(_linked(rows)))
+    breaks = _linked(order)
+    widths = {layer["out"] for layer in own}
+    breaks += [layer["name"] for layer in layers if layer["kind"] in _NORMS and layer["in"] not in widths]
+    return order + [layer for layer in layers if layer["kind"] in _NORMS], breaks
+
+
+_NORMS = ("norm", "batch norm")
+_TRIES = 5000
+
+
+def _linked(layers: list[dict[str, Any]]) -> list[str]:
+    """The layers that do not take what the one before gives; the others are told how they do."""
     width, breaks = None, []
     for layer in layers:
+        layer.pop("groups", None), layer.pop("places", None)
         into = layer["in"]
         if width is not None and layer["kind"] != "embedding" and into != width:
-            convolution = "kernel" in layer
-            if convolution and width % into == 0:
+            if "kernel" in layer and width % into == 0:
                 layer["groups"] = width // into
             elif layer["kind"] == "linear" and into % width == 0:
                 layer["places"] = into // width  # an image flattened: so many places for each channel
             else:
                 breaks.append(layer["name"])
         width = layer["out"]
-    return layers, breaks
+    return breaks
+
+
+def _found(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An order in which each takes exactly what the one before gives, or a linear layer a flattened image; some formats
+    sort tensors by name. The given order when none is found soon."""
+    tries = 0
+
+    def after(path: list[dict[str, Any]], rest: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        nonlocal tries
+        tries += 1
+        if not rest or tries > _TRIES:
+            return path if not rest else None
+        for layer in rest:
+            flat = layer["kind"] == "linear" and path and "kernel" in path[-1] and layer["in"] % path[-1]["out"] == 0
+            if not path or layer["in"] == path[-1]["out"] or flat:
+                if found := after([*path, layer], [other for other in rest if other is not layer]):
+                    return found
+        return None
+
+    return (after([], layers) if len(layers) <= 100 else None) or layers
 
 
 def _layer(path: str, parts: Mapping[str, Shape]) -> dict[str, Any] | None:

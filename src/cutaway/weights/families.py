@@ -87,34 +87,32 @@ def _depths(before: str, after: str) -> Value:
 
 
 A, M = "layers.#.self_attn.", "layers.#.mlp."
-LLAMA: dict[str, Value] = _gpt("layers.#", "embed_tokens.weight") | {
-    "intermediate_size": f"{M}gate_proj.weight:0", "attention_bias": f"?{A}q_proj.bias",
-}  # fmt: skip
+PLAIN: dict[str, Value] = _gpt("layers.#", "embed_tokens.weight") | {"intermediate_size": f"{M}gate_proj.weight:0"}
+LLAMA: dict[str, Value] = PLAIN | {"attention_bias": f"?{A}q_proj.bias"}
 BIASED = LLAMA | {"mlp_bias": f"?{M}gate_proj.bias", "attention_bias": f"?{A}o_proj.bias"}
-EXPERTS: dict[str, Value] = LLAMA | {"intermediate_size": f"{M}experts.down_proj:2"}
 NORMED = ("layers.#.self_attn.q_norm.weight",)
 SANDWICH = ("layers.#.pre_feedforward_layernorm.weight",)
 POST = ("layers.#.post_attention_layernorm.weight",)
 
 
-def _grouped(*known: Value) -> Open:
+def _grouped(size: str, *known: Value) -> Open:
     return heads(
         "num_attention_heads", f"{A}q_proj.weight:0", kv=("num_key_value_heads", f"{A}k_proj.weight:0"),
-        size="head_dim", known=known, even=True,
+        size=size, known=known, even=True,
     )  # fmt: skip
 
 
 def _llama(
     name: str, config: str, stem: str, marks: tuple[str, ...] = (), absent: tuple[str, ...] = (),
     sizes: dict[str, Value] | None = None, known: tuple[Value, ...] = (), norm: str = "RMSNorm",
-    unseen: tuple[str, ...] = (),
+    unseen: tuple[str, ...] = (), size: str = "head_dim",
 ) -> Family:  # fmt: skip
     """A row of the many that name their tensors as Llama does."""
     classes = (f"{stem}ForCausalLM", f"{stem}Model", f"{stem}ForSequenceClassification")
     needed = ("embed_tokens.weight", f"{A}q_proj.weight", "norm.weight", *marks)
     inverse: Value = lambda shapes: 2 * (shapes.size("layers.#.self_attn.rotary_emb.inv_freq:0") or 0)  # noqa: E731
     return Family(
-        name, config, classes, needed, sizes or LLAMA, _grouped(*known, inverse), absent, norm,
+        name, config, classes, needed, sizes or LLAMA, _grouped(size, *known, inverse), absent, norm,
         unseen=(*ROPE, *unseen),
     )  # fmt: skip
 
@@ -185,23 +183,25 @@ FAMILIES: tuple[Family, ...] = (
         absent=("word_embeddings_layernorm.weight", "h.#.ln_attn.weight"), unseen=("alibi", "rope_theta", "activation"),
     ),
     _llama("Llama", "LlamaConfig", "Llama", GATED, (*NORMED, *SANDWICH), BIASED),
-    _llama("Mistral", "MistralConfig", "Mistral", GATED, (*NORMED, *SANDWICH, f"{A}q_proj.bias"),
+    _llama("Mistral", "MistralConfig", "Mistral", GATED, (*NORMED, *SANDWICH, f"{A}q_proj.bias"), PLAIN,
            unseen=("sliding_window",)),
     _llama("Granite", "GraniteConfig", "Granite", GATED, (*NORMED, *SANDWICH), BIASED,
-           unseen=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")),
-    _llama("Qwen 2", "Qwen2Config", "Qwen2", (*GATED, f"{A}q_proj.bias"), (*NORMED, f"{A}o_proj.bias")),
+           unseen=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"), size=""),
+    _llama("Qwen 2", "Qwen2Config", "Qwen2", (*GATED, f"{A}q_proj.bias"), (*NORMED, f"{A}o_proj.bias"), PLAIN),
     _llama("Qwen 3", "Qwen3Config", "Qwen3", (*GATED, *NORMED, *POST), SANDWICH, known=(f"{A}q_norm.weight:0",)),
     _llama("Gemma 2", "Gemma2Config", "Gemma2", (*GATED, *SANDWICH), NORMED,
            unseen=("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")),
     _llama("Gemma 3", "Gemma3TextConfig", "Gemma3", (*GATED, *SANDWICH, *NORMED), known=(f"{A}q_norm.weight:0",),
            unseen=("query_pre_attn_scalar", "sliding_window")),
-    _llama("OLMo 2", "Olmo2Config", "Olmo2", (*GATED, *NORMED, "layers.#.post_feedforward_layernorm.weight"), SANDWICH),
+    _llama("OLMo 2", "Olmo2Config", "Olmo2", (*GATED, *NORMED, "layers.#.post_feedforward_layernorm.weight"), SANDWICH,
+           size=""),
     _llama("Cohere 2", "Cohere2Config", "Cohere2", GATED, (*POST, *NORMED), norm="LayerNorm",
            unseen=("sliding_window", "logit_scale")),
     _llama("Mixtral", "MixtralConfig", "Mixtral", (*ROUTED, *POST), (*NORMED, f"{M}gate.e_score_correction_bias"),
-           EXPERTS | {"num_local_experts": f"{M}gate.weight:0"}, unseen=("num_experts_per_tok", "sliding_window")),
+           PLAIN | {"intermediate_size": f"{M}experts.down_proj:2", "num_local_experts": f"{M}gate.weight:0"}, unseen=("num_experts_per_tok", "sliding_window")),
     _llama("OLMoE", "OlmoeConfig", "Olmoe", (*ROUTED, *NORMED), (f"{M}shared_expert_gate.weight",),
-           EXPERTS | {"num_experts": f"{M}gate.weight:0"}, unseen=("num_experts_per_tok",)),
+           LLAMA | {"intermediate_size": f"{M}experts.down_proj:2", "num_experts": f"{M}gate.weight:0"},
+           unseen=("num_experts_per_tok",), size=""),
     _llama("gpt-oss", "GptOssConfig", "GptOss", (f"{A}sinks", f"{M}router.weight"), (),
            LLAMA | {"intermediate_size": f"{M}experts.down_proj:1", "num_local_experts": f"{M}router.weight:0"},
            (lambda shapes: (shapes.size(f"{A}q_proj.weight:0") or 0) // (shapes.size(f"{A}sinks:0") or 1),),

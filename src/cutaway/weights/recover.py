@@ -104,11 +104,12 @@ def recover(checkpoint: Checkpoint, check: Check | None = None, given: dict[str,
     layers, breaks = chain(shapes)
     facts = facts_of(Shapes(shapes))
     if layers:
-        why = ["Every tensor belongs to a plain layer, and each layer takes what the one before it gives."]
+        why = ["Every tensor belongs to a plain layer, and in some order each takes what the one before it gives, which "
+                   "does not prove that this is their order."]  # fmt: skip
         if breaks:
             some = ", ".join(breaks[:3])
-            why = [f"Every tensor belongs to a plain layer; {len(breaks)} take not what the one before them gives ({some}"
-                   f"{' …' if len(breaks) > 3 else ''}), so there are branches or skips."]  # fmt: skip
+            why = [f"Every tensor belongs to a plain layer; in no order does each take what the one before it gives "
+                   f"({some}{' …' if len(breaks) > 3 else ''}), so there are branches or skips."]  # fmt: skip
         why.append("What stands between layers (activations, pooling, dropout, skips) is not in the file.")
         return Recovery("structure", why, None, facts | {"layers": len(layers)}, layers)
     why = ["No family in the table has these names, and not every tensor belongs to a plain layer."]
@@ -169,7 +170,9 @@ def _judged(best: list[Match], checked: bool) -> Recovery:
     facts = _facts(match)
     if not match.exact:
         reason = (
-            "its matrices are stored transposed, so that another implementation of it made the file"
+            "no network of transformers has them"
+            if not match.family.classes
+            else "its matrices are stored transposed, so that another implementation of it made the file"
             if match.differences and all(map(_turned, match.differences))
             else f"a network built from it differs in {len(match.differences)} tensors, first: {match.differences[0]}"
             if match.differences
