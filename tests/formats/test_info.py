@@ -136,7 +136,7 @@ def test_deep_examination_takes_bounded_memory(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_DATA, (base, base))\n"
         "facts = info(sys.argv[1], deep=True)\n"
         "assert facts['findings'][0]['kind'] == 'constant', facts['unexamined']\n"
-        "assert open('/proc/self/status').read().split('RssAnon:')[1].split()[0] < '200000'\n"
+        "assert int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) < 200_000\n"
     )
     for name in ("x.safetensors", "x.npz"):
         environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from crafted_models import gguf_bytes, gguf_key, gguf_tensor, gguf_text
 from saving import normal, saved, saved_by_torch
 
+from cutaway.formats import open_checkpoint
 from cutaway.weights import compare
 
 BEFORE = {"a.weight": normal(48, 40), "b.weight": normal(40, 48, seed=1), "c.bias": normal(48, seed=2)}
@@ -98,3 +100,19 @@ def test_equal_tensors_are_paired_by_their_names(tmp_path: Path) -> None:
     ones = {f"layers.{layer}.norm.weight": np.ones(8, np.float32) for layer in range(3)}
     found = differing(tmp_path, {f"model.{name}": array for name, array in ones.items()}, ones)
     assert all(row.other == f"model.{row.name}" for row in found.changes)
+
+
+def test_a_quantised_gguf_file_against_full_precision(tmp_path: Path) -> None:
+    weight = normal(16, 64, seed=3)
+    blocks = weight.reshape(-1, 32)
+    scale = (np.abs(blocks).max(1, keepdims=True) / 127).astype(np.float16)
+    codes = np.rint(blocks / scale.astype(np.float32)).astype(np.int8)
+    data = b"".join(part.tobytes() + row.tobytes() for part, row in zip(scale, codes, strict=True))
+    key = gguf_key("general.architecture", 8, gguf_text("llama"))
+    path = tmp_path / "b.gguf"
+    path.write_bytes(gguf_bytes([key], [gguf_tensor("blk.0.attn_q.weight", (16, 64), 8, 0)], data))
+    one = saved(tmp_path / "a.safetensors", {"model.layers.0.self_attn.q_proj.weight": weight})
+    found = compare(one, open_checkpoint(path))
+    (row,) = found.changes
+    assert (row.status, row.other) == ("quantised", "blk.0.attn_q.weight")
+    assert row.figures["relative"] < 0.01 and row.figures["cosine"] > 0.999
