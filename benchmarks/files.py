@@ -74,9 +74,8 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
     head = b"GGUF" + struct.pack("<IQQ", 3, len(rows), 0) + b"".join(rows)
     (folder / "x.gguf").write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
     size = 10**7
-    header = {
-        f"h.{at}.w": {"dtype": "U8", "shape": [size], "data_offsets": [at * size, (at + 1) * size]} for at in range(1000)
-    }
+    spans = {f"h.{at}.w": [at * size, (at + 1) * size] for at in range(1000)}
+    header = {name: {"dtype": "U8", "shape": [size], "data_offsets": span} for name, span in spans.items()}
     text = json.dumps(header).encode()
     (folder / "large.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(folder / "large.safetensors", 8 + len(text) + 10**10)

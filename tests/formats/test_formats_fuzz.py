@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
+import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from crafted_files import safetensors_bytes, torch_zip_bytes
-from crafted_models import gguf_bytes, gguf_tensor, onnx_bytes, onnx_tensor
+from crafted_files import entry, safetensors_bytes, torch_zip_bytes, zip_bytes
+from crafted_models import gguf_bytes, gguf_key, gguf_tensor, onnx_bytes, onnx_tensor, proto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seeds import seeds
@@ -91,6 +95,42 @@ def test_the_fuzzer_ends_when_something_is_executed(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
         assert done.returncode == 77, deed
     assert list(tmp_path.iterdir()) == []
+
+
+FLOODS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "texts": (
+        "x.gguf",
+        lambda: gguf_bytes([gguf_key("k", 9, struct.pack("<IQ", 8, 1_990_000) + bytes(8 * 1_990_000))], [], b""),
+    ),
+    "quantised tensors": (
+        "x.gguf",
+        lambda: gguf_bytes([], [gguf_tensor(f"w{at}", [1], 24, at) for at in range(99_000)], bytes(99_000)),
+    ),
+    "fields": ("x.onnx", lambda: proto((1, 8), (7, b"\x08\x01" * 990_000))),
+    "nodes": ("x.onnx", lambda: proto((1, 8), (7, proto((1, b"")) * 490_000))),
+    "parts": ("x.pt", lambda: torch_zip_bytes(b"\x80\x02(" + b"]" * 1_900_000 + b"l.")),
+    "imports": (
+        "x.pt",
+        lambda: torch_zip_bytes(b"\x80\x02" + b"".join(b"ca%d\nb\n0" % at for at in range(600_000)) + b"N."),
+    ),
+    "header": (
+        "x.safetensors",
+        lambda: safetensors_bytes({f"w{at}": entry("U8", [1], at, at + 1) for at in range(99_000)}, bytes(99_000)),
+    ),
+    "members": ("x.npz", lambda: zip_bytes({f"{at}.npy": b"" for at in range(99_000)})),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FLOODS)
+def test_as_much_as_is_allowed_takes_less_than_five_seconds(tmp_path: Path, case: str) -> None:
+    name, content = FLOODS[case]
+    (tmp_path / name).write_bytes(content())
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with contextlib.suppress(FormatError):
+        info(tmp_path / name)
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10
 
 
 def _answers(path: Path) -> None:

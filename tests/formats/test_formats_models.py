@@ -48,6 +48,10 @@ def test_gguf(tmp_path: Path) -> None:
     assert any("Jinja" in risk["text"] for risk in facts["risks"])
 
 
+def test_gguf_without_tensors(tmp_path: Path) -> None:
+    assert open_checkpoint(_write(tmp_path / "x.gguf", gguf_bytes([], [], b""))).tensors == {}
+
+
 def test_gguf_of_an_unknown_type_is_listed_and_refused(tmp_path: Path) -> None:
     rows = [gguf_tensor("a", [256], 16, 0), gguf_tensor("b", [2], 99, 64), gguf_tensor("c", [2], 0, 96)]
     path = _write(tmp_path / "x.gguf", gguf_bytes([], rows, bytes(104)))

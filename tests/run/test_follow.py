@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,3 +185,48 @@ def test_values_that_were_not_kept_are_made_again_from_this_run() -> None:
     assert torch.equal(lean["/tanh.0"], torch.tanh(module.first(other)))
     edited = lean.replay(cw.zero("/tanh.0"))
     assert torch.equal(edited.logits, module.second.bias.expand(3, 4))
+
+
+SETTING = {"number": 1.0}
+READS = {
+    "a factor": lambda h: h * SETTING["number"],
+    "a limit by keyword": lambda h: h.clamp(max=SETTING["number"]),
+    "an axis": lambda h: h.flip(0 if SETTING["number"] == 1 else 1),
+    "a slice": lambda h: h[:, : int(2 + SETTING["number"])].sum(1, keepdim=True) + h,
+    "another function": lambda h: h.sin() if SETTING["number"] == 1 else h.cos(),
+    "a dtype": lambda h: h.to(torch.float64 if SETTING["number"] == 1 else torch.float16).float(),
+    "python's generator": lambda h: h * random.random(),
+    "numpy's generator": lambda h: h * float(numpy.random.rand()),
+}
+
+
+@pytest.mark.parametrize("keep", ["all", "none", "first/linear.0"])
+@pytest.mark.parametrize("what", READS)
+def test_what_python_gives_to_calls_is_noticed(what: str, keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, net, x = opened()
+    module.act = READS[what]
+    net.record(x)
+    monkeypatch.setitem(SETTING, "number", 2.0)
+    random.seed(7), numpy.random.seed(7)
+    trace = net.record(x, keep=keep)
+    with torch.no_grad():
+        want = module(x)
+    random.seed(7), numpy.random.seed(7)
+    torch.testing.assert_close(trace.logits, want, rtol=0, atol=0)
+    with torch.no_grad():
+        edited = module.second(READS[what](2 * module.first(x)))
+    torch.testing.assert_close(trace.replay(cw.scale("first", 2.0)).logits, edited, rtol=0, atol=1e-6)
+
+
+def test_a_graph_that_no_longer_holds_is_said_to() -> None:
+    module, net, x = opened()
+    module.act = READS["a factor"]
+    net.record(x)
+    SETTING["number"] = 2.0
+    lean = net.record(x, keep="none")
+    SETTING["number"] = 3.0
+    try:
+        with pytest.raises(cw.errors.DivergenceError, match="does something else now"):
+            lean.replay(cw.scale("first", 2.0))
+    finally:
+        SETTING["number"] = 1.0

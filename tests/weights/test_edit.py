@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import CommandLine
 from hugging_face import HUGGING_FACE
 from safetensors.torch import load_file, save_file
 
@@ -23,12 +21,6 @@ from cutaway.weights.copying import write_copy
 
 ENTRIES = {entry.name: entry for entry in HUGGING_FACE}
 DIRECTION = torch.randn(64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def cutaway(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +124,18 @@ def test_several_files_become_a_folder(tmp_path: Path) -> None:
     assert {path.name for path in source.iterdir()} == {path.name for path in (tmp_path / "edited").iterdir()}
 
 
+def test_a_bare_archive_of_torch_is_opened_edited_and_opened_again(tmp_path: Path) -> None:
+    module, args, kwargs = ENTRIES["qwen3"].make()
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "bare.pt")
+    with pytest.warns(UserWarning, match="family's defaults"):
+        trace = cw.open(tmp_path / "bare.pt").record(*args, **kwargs)
+    done = edit_file(trace, [cw.zero("L1.attn.h1")], tmp_path / "edited.pt")
+    assert done.tensors == ("state_dict.model.layers.1.self_attn.o_proj.weight",)
+    with pytest.warns(UserWarning, match="family's defaults"):
+        again = cw.open(tmp_path / "edited.pt").record(*args, **kwargs)
+    assert float((again.logits - trace.replay(cw.zero("L1.attn.h1")).logits).abs().max()) <= 1e-5
+
+
 def test_a_coarse_type_that_cannot_hold_the_edit_is_refused(tmp_path: Path) -> None:
     trace = cw.open(folder(tmp_path, dtype=torch.bfloat16)).record(torch.randint(3, 41, (2, 7)))
     edit_file(trace, [cw.zero("L1.attn.h1")], tmp_path / "zeroed.safetensors")
@@ -169,29 +173,6 @@ def test_nothing_is_replaced_and_nothing_left_behind(tmp_path: Path) -> None:
         write_copy(source, new, tmp_path / "b.safetensors", refuse)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "link.safetensors"]
     assert (tmp_path / "a.safetensors").read_bytes() == content
-
-
-def test_the_verbs(cutaway: CommandLine, tmp_path: Path) -> None:
-    shutil.copy(Path(organisms.__file__).parent / "weights" / "induction.safetensors", tmp_path / "a.safetensors")
-    done = cutaway.json(
-        "edit", "induction", "--site", "L1.attn.h1", "--edit", "zero", "--out", "b.safetensors", "--project", "p",
-    )  # fmt: skip
-    assert done["error"] <= 1e-5 and done["project"].endswith("p.cutaway")
-    with cw.Project("p", create=False) as project:
-        (kept,) = project.records("edit")
-        assert kept["data"]["difference"]["changes"] == done["difference"]["changes"]
-        assert project.history()[-1]["command"].startswith("cutaway edit induction")
-    found = cutaway.json("diff", "a.safetensors", "b.safetensors")
-    assert [row["name"] for row in found["changes"] if row["status"] == "changed"] == done["tensors"]
-    heads = cutaway.json("health", "induction")["heads"]
-    assert heads["copying"]["L1.attn.h1"] > 0.9
-    assert cutaway.json("recover", "a.safetensors")["family"] is None
-    np.save("d.npy", DIRECTION.numpy())
-    assert cutaway("edit", "induction", "--site", "resid", "--edit", "remove", "--out", "c.safetensors").status == 2
-    line = ("--site", "resid", "--edit", "remove", "--direction", "d.npy", "--out", "c.safetensors")
-    assert cutaway("edit", "induction", *line).status == 0
-    for verb in (("recover", "a.safetensors"), ("health", "a.safetensors"), ("diff", "a.safetensors", "c.safetensors")):
-        assert cutaway(*verb).status == 0
 
 
 def test_a_network_that_came_from_no_file(tmp_path: Path) -> None:

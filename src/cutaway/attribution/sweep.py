@@ -254,17 +254,18 @@ class _Task:
         return [self.metric(row, self.run.net) for row in rows]
 
     def _agrees(self) -> bool:
-        """Whether one world of the wavefront is what the same patch gives by itself."""
-        if not self.passes:
-            return True
-        some = self.passes[len(self.passes) // 2]
-        number, index = some.worlds[-1]
-        row = self.rows[number]
+        """Whether the first, the middle and the last world are what the same patches give by themselves."""
+        worlds = [(world, some.start) for some in self.passes for world in some.worlds]
+        tried = {worlds[at] for at in (0, len(worlds) // 2, len(worlds) - 1)} if worlds else set()
         with torch.no_grad():
-            steps = plan(self.tape, [], [self.target], [row.value])
-            alone = execute(self.tape, steps, given={row.value: row.patched(index)})[self.target]
-            want = self.metric(alone, self.run.net)
-            got = self.make(Pass(((number, index),), some.start, 0.0, 0.0, 0))[0]
+            return all(self._same_alone(world, start) for world, start in tried)
+
+    def _same_alone(self, world: tuple[int, int], start: int) -> bool:
+        row = self.rows[world[0]]
+        steps = plan(self.tape, [], [self.target], [row.value])
+        alone = execute(self.tape, steps, given={row.value: row.patched(world[1])})[self.target]
+        want = self.metric(alone, self.run.net)
+        got = self.make(Pass((world,), start, 0.0, 0.0, 0))[0]
         return float((got - want).abs().max()) <= _AGREE * max(float(self.spread.abs()), float(want.abs().max()))
 
     def forecast(self, seconds: float | None = None) -> Forecast:

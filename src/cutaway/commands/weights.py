@@ -21,6 +21,7 @@ from .verb import Argument, Result, near, verb
 if TYPE_CHECKING:
     from ..run.interventions import Intervention
     from ..run.trace import Trace
+    from ..weights.recover import Check
 
 File = Annotated[str, Argument("A checkpoint file, or a folder with one.", positional=True)]
 EDITS = ("zero", "scale=FACTOR", "remove")
@@ -35,11 +36,14 @@ def recover(
     names: Annotated[bool, Argument("By names and shapes alone: build nothing, load no torch.")] = False,
 ) -> Result:
     """What network a checkpoint without a config belongs to: family, sizes, a config, and what is left open."""
-    check = None
-    if not names:
-        from ..weights.build import check
-    found = recognise(open_checkpoint(file), check, dict(map(_field, given)))
+    found = recognise(open_checkpoint(file), None if names else _building(), dict(map(_field, given)))
     return {"path": file, **store.plain(found.record())}
+
+
+def _building() -> Check:
+    from ..weights.build import check
+
+    return check
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -86,7 +90,8 @@ def _heads(model: str, text: list[str]) -> dict[str, Any] | None:
 
 def _copying(trace: Trace, head: str) -> float | None:
     """Σ Re λ / Σ |λ| of W_E · OV · W_U (Elhage et al. 2021): 1 where attending to a token raises the same token, −1
-    where it lowers it. None where inputs are not embedded by a table of the outputs' size, or no linear path leads there.
+    where it lowers it. None where inputs are not embedded by a table of the outputs' size, or no linear path leads
+    there.
     """
     import numpy as np
 

@@ -15,7 +15,7 @@ from cutaway.formats.examination import examine, findings
 from cutaway.formats.opening import open_checkpoint
 from cutaway.formats.reading import file_size
 
-EXAMINED_BYTES, EXAMINED_TENSORS = 64 << 20, 20_000  # values of more are only looked at with `deep`
+EXAMINED_BYTES, EXAMINED_TENSORS = 64 << 20, 10_000  # values of more are only looked at with `deep`
 MODULES, MODULE_DEPTH, FINDINGS = 5_000, 12, 2_000
 _ORDER = {"high": 0, "medium": 1, "low": 2}
 # Endings of the names that quantising libraries give to what they put beside their integers.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cutaway.errors import FormatError
 from cutaway.formats.reading import shown
 
-INSTRUCTIONS = 5_000_000
+INSTRUCTIONS, IMPORTS = 2_000_000, 100_000
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -117,6 +117,8 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("it computes the name of an import")
         found = Global(module, name)
+        if len(self.imports) >= IMPORTS:
+            raise ValueError(f"it has more than {IMPORTS:,} imports")
         self.imports.append(found)
         self.push(found)
 

@@ -23,7 +23,7 @@ CODES = {
     "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F6_E2M3": "float6_e2m3", "F6_E3M2": "float6_e3m2", "F4": "float4_e2m1",
 }  # fmt: skip
-DIMENSIONS = 64
+DIMENSIONS, TENSORS = 64, 100_000
 
 
 def detect(path: Path, head: bytes) -> bool:
@@ -46,6 +46,8 @@ def open(path: Path) -> Checkpoint:
     header = strict_json(read_range(path, 8, length), f"the header of {path}")
     if not isinstance(header, dict):
         raise FormatError(f"The header of {path} is not a JSON object; it is no safetensors file.")
+    if len(header) > TENSORS:
+        raise FormatError(f"{path} claims {len(header):,} tensors, more than any model has (at most {TENSORS:,}).")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"The metadata of {path} are not texts by name, as safetensors demands.")

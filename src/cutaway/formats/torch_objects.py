@@ -20,7 +20,7 @@ from cutaway.formats.reading import shown
 from cutaway.formats.torch_imports import DTYPE_NAMES, STORAGES
 
 DEPTH = 100
-VISITS = 2_000_000
+VISITS = 500_000
 DIMENSIONS = 64
 LARGEST = 1 << 62
 

@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "strings": "strings",
+    "strings": "words",
     "Strings": "found",
     "build_index": "build",
     "Index": "index",
     "used": "dynamic",
     "contributed": "dynamic",
+    "sites_of": "dynamic",
 }
 __all__ = list(_NAMES)
 

@@ -29,7 +29,8 @@ def recovered(result: Data) -> RenderableType:
         for row in result["layers"][:ROWS]:
             kernel = " × ".join(map(str, row.get("kernel", [])))
             table.add_row(Text(row["name"], style="bold"), row["kind"], f"{row['in']:,}", f"{row['out']:,}", kernel)
-        found += [heading("Layers", f"{len(result['layers'])}, in an order that their sizes allow; norms last"), indented]
+        note = f"{len(result['layers'])}, in an order that their sizes allow; norms last"
+        found += [heading("Layers", note), indented]
     if result["family"] is not None:
         table, indented = grid("", "")
         for word, value in result["config"].items():

@@ -2,10 +2,11 @@
 
 Most of what recording costs is writing the graph down. A network that ran before on inputs of the same form, whose
 modules hold what they held then, and whose run neither wrote in place nor drew numbers, makes the same calls again
-unless a Python value that it reads from a tensor is another. Such a run is followed instead: each call is compared with
-the one expected (the same function on the same values), and what is to be kept is kept. When only a few sites are kept,
-the calls of their modules alone are watched, and the rest of the network runs as it would without a recorder. A run
-that goes another way is given up and recorded anew.
+unless something else that Python gives to them is another. Such a run is followed instead: each call is compared with
+the one expected (the same function on the same values and numbers), and what is to be kept is kept. When only a few
+sites are kept, the calls of their modules alone are watched, and the rest of the network runs as it would without a
+recorder; that the graph holds for the rest too is proven when it is first used (proof.py). A run that goes another way
+is given up and recorded anew.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ _MOST_WINDOWS = 16  # modules watched one by one; beyond that the whole run is
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A call as it is expected: its function, the values of its arguments, and the values and shape of its results."""
+    """A call as it is expected: its function, the values of its arguments, what else it is given (`plain` by position,
+    `words` by name), and the values and shape of its results."""
 
     func: Any
+    count: int
     slots: list[tuple[int, int]] | None
     reads: tuple[int, ...]
+    plain: tuple[tuple[int, Any], ...]
+    words: dict[str, Any]
     results: tuple[int, ...]
     shape: list[tuple[int, ...]]
     answer: Any
@@ -76,7 +81,9 @@ class Guide:
             for op, call in zip(self.tape.graph.ops, self.tape.calls, strict=True):
                 shape = [values[value].shape for value in op.outputs[:1]]
                 reads = tuple(ref.id for ref in _refs((call.args, call.kwargs)))
-                self.steps.append(_Step(call.func, call.slots, reads, call.results, shape, call.answer))
+                plain = tuple((at, item) for at, item in enumerate(call.args) if not isinstance(item, Ref))
+                given = (call.func, len(call.args), call.slots, reads, plain, call.kwargs)
+                self.steps.append(_Step(*given, call.results, shape, call.answer))
         return self.steps
 
 
@@ -136,6 +143,7 @@ def follow(
         if value not in tape.leaves:
             tape.kept.setdefault(value, tensor)
     tape.seals = {value: Seal(tensor) for value, tensor in buffers}
+    tape.assumed = not any(watcher.wanted is None for watcher in watchers)
     return tape, out
 
 
@@ -264,7 +272,15 @@ class _Watcher(TorchFunctionMode):
             return
         step = self.steps[self.at]
         self.at += 1
-        if not (step.func is func or step.func == func) or [tensor.shape for tensor in made[:1]] != step.shape:
+        same = step.func is func or step.func == func
+        if not same or len(args) != step.count or [tensor.shape for tensor in made[:1]] != step.shape:
+            self.lost = True
+            return
+        for place, item in step.plain:
+            if args[place] is not item and not _same(args[place], item):
+                self.lost = True
+                return
+        if (kwargs or step.words) and not _same(kwargs, step.words):
             self.lost = True
             return
         if self.wanted is not None:
@@ -273,7 +289,7 @@ class _Watcher(TorchFunctionMode):
                     self.tape.kept[value] = tensor
             return
         ids = self._ids
-        if step.slots is not None and len(args) > (step.slots[-1][0] if step.slots else -1):
+        if step.slots is not None:
             for place, value in step.slots:
                 if ids.get(id(args[place])) != value:
                     self.lost = True
@@ -295,6 +311,23 @@ class _Watcher(TorchFunctionMode):
         for tensor in (*self.tape.leaves.values(), *held.parameters(), *held.buffers()):
             if id(tensor) not in known and storage_of(tensor) in storages:
                 self._saved.append((tensor, tensor.detach().clone()))
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether an argument is what it was, tensors aside, which are told apart by their values."""
+    if isinstance(then, Ref):
+        return isinstance(now, Tensor)
+    if type(then) in ATOMS:
+        return type(now) is type(then) and now == then
+    if type(now) is not type(then):
+        return False
+    if isinstance(then, (list, tuple)):
+        return len(now) == len(then) and all(map(_same, now, then))
+    if isinstance(then, dict):
+        return now.keys() == then.keys() and all(_same(now[key], item) for key, item in then.items())
+    if isinstance(then, slice):
+        return all(_same(getattr(now, at), getattr(then, at)) for at in ("start", "stop", "step"))
+    return bool(now == then)
 
 
 def _refs(tree: Any) -> list[Ref]:

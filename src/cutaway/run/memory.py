@@ -38,6 +38,17 @@ def spans(outer: Tensor, inner: Tensor) -> bool:
     return _begin(outer) <= _begin(inner) and _end(inner) <= _end(outer)
 
 
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two places of a view may lie on one element, as in expanded tensors and sliding windows."""
+    extent = 1
+    for size, step in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size > 1:
+            if step < extent:
+                return True
+            extent += (size - 1) * step
+    return False
+
+
 def viewed(
     whole: Tensor, stride: tuple[int, ...], shape: tuple[int, ...], steps: tuple[int, ...], offset: int
 ) -> Tensor:

@@ -105,8 +105,9 @@ def record_tape(
         for place, tensor in enumerate(tensors((args, kwargs))):
             graph.inputs.append(log.leaf(tensor, "input", str(place)))
         try:
-            with uncollected(), untouched(model, snapshot), torch.enable_grad(), watching(mode, model), mode:
+            with uncollected(), untouched(model, snapshot) as drawn, torch.enable_grad(), watching(mode, model), mode:
                 out = model(*args, **kwargs)
+            log.tape.pure = log.tape.pure and not drawn
             out = log.settled(out)
         except CutawayError:
             raise

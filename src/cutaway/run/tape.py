@@ -56,7 +56,8 @@ class Call:
 @dataclass
 class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
-    written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints."""
+    written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints.
+    `assumed`: the graph is an earlier run's, and nobody has looked yet whether it gives this run's output."""
 
     graph: Graph
     calls: list[Call]
@@ -66,6 +67,7 @@ class Tape:
     seals: dict[int, Seal] = field(default_factory=dict)
     pure: bool = True
     sparse: bool = False
+    assumed: bool = False
     generators: list[torch.Generator] = field(default_factory=list)
 
 

@@ -21,6 +21,8 @@ from ..site import Site
 from .collecting import uncollected
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
+from .memory import overlaps_itself
+from .proof import proven
 from .replay import Place, execute, plan
 from .sizes import Unfit, sizes
 from .structure import swap, tensors
@@ -96,6 +98,7 @@ class Trace:
     def lift(self) -> Any:
         """The components of this run, found by dataflow (see `cutaway.lift`)."""
         if self._lifted is None:
+            self._prove()
             with uncollected():
                 self._lifted = self.net.lifter(self)
         return self._lifted
@@ -131,6 +134,7 @@ class Trace:
 
     def tape_with(self, outer: Iterable[str]) -> Tape:
         """The tape with the ops at these addresses opened."""
+        self._prove()
         wanted = frozenset(outer)
         if not wanted:
             return self.tape
@@ -148,6 +152,10 @@ class Trace:
         if found.address in self._values:
             return self._values[found.address]
         outer = {found.address.split("//")[0]} if "//" in found.address else set()
+        if not outer and (self.live or not self.interventions):
+            value, _ = self._find(self.tape, found.address)
+            if value in self.tape.kept:
+                return self.tape.kept[value].detach()
         tape, places, edits, _ = self._edits(() if self.live else self.interventions, outer)
         value, _ = self._find(tape, found.address)
         steps = plan(tape, places, [value])
@@ -299,7 +307,13 @@ class Trace:
             )
         return source
 
+    def _prove(self) -> None:
+        if self.tape.assumed:
+            self.net.check_weights()
+            self.tape = proven(self)
+
     def _check_weights(self) -> None:
+        self._prove()
         self.net.check_weights()
         for value, seal in self.tape.seals.items():
             if seal.broken():
@@ -341,7 +355,7 @@ def _batch_axis(axes: tuple[str, ...]) -> int:
 def _laid_out(new: Tensor, value: Tensor) -> Tensor:
     """An edited value in the memory layout of what it replaces, as torch's kernels round differently for others."""
     strides = value.stride()
-    if new.shape != value.shape or new.stride() == strides or 0 in strides:
+    if new.shape != value.shape or new.stride() == strides or overlaps_itself(value):
         return new
     return torch.empty_strided(new.shape, strides, dtype=new.dtype, device=new.device).copy_(new)
 

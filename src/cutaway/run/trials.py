@@ -17,6 +17,7 @@ from .sizes import Sizes, Unfit
 from .tape import Tape
 from .wavefront import Range, Wavefront, cut, joined
 
+_BY_MEMORY = frozenset({"as_strided", "as_strided_scatter", "view_as_real", "view_as_complex"})  # see how memory lies
 _ALIKE = 1e-4  # of the largest number: an op on fewer rows may round otherwise, an op that is another differs by more
 
 
@@ -42,7 +43,7 @@ def wavefront(
         raise Unfit("Python reads a value that depends on the sites, and what it does then may differ between worlds")
     for index in ops:
         call = tape.calls[index]
-        if call.rng is not None or found.args[index] is None:
+        if call.rng is not None or found.args[index] is None or graph.ops[index].name.strip("_") in _BY_MEMORY:
             raise Unfit(f"{graph.address(graph.ops[index])} cannot be made at another size")
         for value in graph.ops[index].outputs:
             if value in needed and found.lays[value].batch < 0:

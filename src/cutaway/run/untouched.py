@@ -93,12 +93,14 @@ def _same(table: Any, keys: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
 
 
 @contextmanager
-def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[None]:
+def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[list[str]]:
     """Restore attributes, parameters' flags and random number generators of `model` and its modules at the end.
 
     Contents of buffers that the run writes into are restored by the recorder, which sees the writes. Lists, dicts and
-    sets in attributes get their contents back, also those inside one another. `snapshot` spares taking one.
+    sets in attributes get their contents back, also those inside one another. `snapshot` spares taking one. What is
+    yielded names, at the end, the generators outside torch that were drawn from.
     """
+    drawn: list[str] = []
     snapshot = snapshot or Snapshot(model)
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), _numpy_state()
@@ -107,7 +109,7 @@ def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[No
         for parameter, flag, _ in parameters:
             if flag and parameter.is_leaf:
                 parameter.requires_grad = False
-        yield
+        yield drawn
     finally:
         for parameter, flag, grad in parameters:
             if parameter.requires_grad != flag and parameter.is_leaf:
@@ -116,8 +118,12 @@ def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[No
                 parameter.grad = grad
         snapshot.restore()
         torch.set_rng_state(torch_state)
-        random.setstate(python_state)
+        if random.getstate() != python_state:
+            drawn.append("random")
+            random.setstate(python_state)
         if numpy_state is not None:
+            if _plain(numpy_state) != _plain(_numpy_state()):
+                drawn.append("numpy")
             sys.modules["numpy"].random.set_state(numpy_state)
         if warnings.filters != filters:  # what is imported at first use may add some
             warnings.filters[:] = filters  # type: ignore[index]
@@ -159,3 +165,8 @@ class Seal:
 def _numpy_state() -> Any:
     numpy = sys.modules.get("numpy")
     return numpy.random.get_state() if numpy is not None else None
+
+
+def _plain(state: Any) -> tuple[Any, ...]:
+    """A generator's state of numpy as something that compares as a whole."""
+    return (state[0], state[1].tobytes(), *state[2:])

@@ -1,4 +1,4 @@
-"""Reading weights without running them: what network they belong to, how sound they are, what changed between two files.
+"""Reading weights without running them: whose they are, how sound they are, what changed between two files.
 
 Only `build` loads torch, and only when it is asked for.
 """

@@ -19,12 +19,16 @@ from cutaway.errors import ModelError
 from cutaway.formats import Checkpoint
 from cutaway.weights.recover import LEFTOVERS, Match, Recovery, recover
 
+LAYERS = 1000  # the most that are built; a file may claim any number
+
 
 def check(match: Match, shapes: dict[str, tuple[int, ...]]) -> None:
     """Build each class of a match on the meta device, and note the one whose names and shapes differ least."""
     best: list[str] | None = None
     for cls in match.family.classes:
         try:
+            if any(isinstance(value, int) and value > LAYERS for key, value in match.config.items() if "layers" in key):
+                raise ValueError(f"it would have more than {LAYERS:,} layers")
             module = _built(match, cls, "meta")
         except (ImportError, AttributeError):
             continue  # no such library, or a version of it without this class

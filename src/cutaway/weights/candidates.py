@@ -9,12 +9,15 @@ from typing import Any
 from cutaway.weights.shapes import Shapes, Value, evaluated
 
 Open = Callable[[Shapes], list[dict[str, Any]]]
+WIDEST = 1 << 20
 # How wide heads are in published networks, most often first; the rest in order of size.
 _CUSTOMARY = (64, 128, 80, 96, 256, 32, 112, 72, 48, 40, 160, 192, 16, 8, 512)
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of a number, ascending."""
+    """The divisors of a number, ascending; none of a number that is no width of any network."""
+    if number > WIDEST:
+        return []
     return [part for part in range(1, number + 1) if number % part == 0]
 
 

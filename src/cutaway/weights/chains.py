@@ -1,4 +1,4 @@
-"""Plain layers (linear, convolution, norm, recurrent, embedding) recovered from shapes, and whether they form a chain."""
+"""Plain layers (linear, convolution, norm, recurrent, embedding) read off shapes, and whether they form a chain."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _EMBEDDING = ("embed", "emb", "wte", "token", "vocab")
 
 
 def chain(shapes: Mapping[str, Shape]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the layers in an order that fits, norms last; those that do not take what the one before gives); no layers where some tensor
-    belongs to none."""
+    """(the layers in an order that fits, norms last; those that do not take what the one before gives); no layers
+    where some tensor belongs to none."""
     modules: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         path, _, part = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A copy of a checkpoint with some numbers replaced: same format, same names, same types, everything else byte for byte.
+"""A copy of a checkpoint with some numbers replaced: same format, names and types, all else byte for byte.
 
 Only the bytes of the changed tensors are written into the copy, where the opener says that they lie, so every format
 whose arrays are stored plainly can be edited, and what else is in the file stays. The copy is made beside the target
@@ -29,10 +29,10 @@ CHUNK = 1 << 24
 def write_copy(
     source: Checkpoint, changed: Mapping[str, np.ndarray], out: Path, verify: Callable[[Checkpoint], None]
 ) -> Path:
-    """Write `source` with the tensors `changed` (float32, in their shapes) to `out`, a file or, for several, a folder.
+    """Write `source` with the tensors `changed` (float32, in their shapes) to `out`: a file, or a folder for several.
 
-    `verify` sees the finished copy, opened, and raises to refuse it: nothing is left behind then. Raises FormatError for
-    what cannot be edited in place, ResourceError for a target that is there already or cannot be written.
+    `verify` sees the finished copy, opened, and raises to refuse it: nothing is left behind then. Raises FormatError
+    for what cannot be edited in place, ResourceError for a target that is there already or cannot be written.
     """
     for name in changed:
         _refuse_coded(source, name)
@@ -54,7 +54,7 @@ def write_copy(
         else:
             os.link(partial, out)  # unlike a rename, this fails where a file appeared meanwhile
     except FileExistsError:
-        raise ResourceError(f"{out} appeared meanwhile; an edit never replaces a file, so choose another name.") from None
+        raise ResourceError(f"{out} appeared meanwhile; an edit never replaces a file, so choose another.") from None
     except OSError as error:
         raise ResourceError(f"{out} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -70,14 +70,14 @@ def _refuse_coded(source: Checkpoint, name: str) -> None:
             "replaced one by one; convert the file first."
         )
     if tensor.dtype not in ("float16", "float32", "float64", "bfloat16"):
-        raise FormatError(f"'{name}' holds {tensor.dtype}; only tensors of float16, bfloat16, float32 and float64 are edited.")
+        raise FormatError(f"'{name}' holds {tensor.dtype}; only float16, bfloat16, float32 and float64 are edited.")
 
 
 def _is_folder(source: Checkpoint, out: Path) -> bool:
     files = {tensor.place.path for tensor in source.tensors.values()}
     weights = {file.suffix for file in files}
     if len(files) > 1 and out.suffix in weights:
-        raise FormatError(f"The weights lie in {len(files)} files, so the copy is a folder; give a name without a suffix.")
+        raise FormatError(f"The weights lie in {len(files)} files, so the copy is a folder; leave the suffix off.")
     return len(files) > 1 or out.suffix not in weights
 
 

@@ -17,6 +17,7 @@ from cutaway.formats import Checkpoint
 from cutaway.formats.dtypes import DTYPES
 from cutaway.weights.spectrum import numerical_rank
 
+PIECE = 1 << 22  # numbers that are added up together
 SAMPLE = 4096  # numbers by which tensors of different names are held against each other
 LIKE = 0.98  # their cosine, to be taken for the same tensor
 NAMED = 8  # rows and columns that are told by number
@@ -27,7 +28,7 @@ ROUNDING |= {"float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
 
 @dataclass
 class Change:
-    """One tensor in both files. `status`: same, cast, quantised or changed; `other` is its name in the second file.
+    """One tensor in both files. `status`: same, cast, quantised or changed; `other`: its name in the second file.
 
     `relative`: ‖B − A‖ / ‖A‖; `largest`: of |B − A|; `rank` of B − A as a matrix, of at most `full`; `exact` is whether
     it is the rank or only the least it may be. `rows` and `columns` are those in which anything changed.
@@ -48,8 +49,8 @@ class Change:
 
     @property
     def low_rank(self) -> bool:
-        """Whether the change has so small a rank that an adapter (LoRA, Hu et al. 2021) explains it: one that few rows or
-        columns alone do not bring about."""
+        """Whether the change has so small a rank that an adapter (LoRA, Hu et al. 2021) explains it, and not because
+        few rows or columns changed."""
         if not self.rank or not self.full or not self.exact or self.full < 8:
             return False
         touched = min(self.rows["count"], self.columns["count"])
@@ -58,7 +59,8 @@ class Change:
 
 @dataclass
 class Difference:
-    """Everything that differs between two checkpoints; `reshaped` have the same name and another shape."""
+    """Everything that differs between two checkpoints; `reshaped` have the same name and another shape, `unread` claim
+    more numbers than are stored."""
 
     paths: tuple[str, str]
     formats: tuple[str, str]
@@ -66,11 +68,12 @@ class Difference:
     added: list[str]
     removed: list[str]
     reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    unread: list[str]
 
     @property
     def equal(self) -> bool:
         """Whether every number is the same under the same name."""
-        rest = self.added or self.removed or self.reshaped
+        rest = self.added or self.removed or self.reshaped or self.unread
         return not rest and all(row.status == "same" and row.name == row.other for row in self.changes)
 
     def record(self) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class Difference:
         return {
             "paths": list(self.paths), "formats": list(self.formats), "equal": self.equal, "changes": rows,
             "added": self.added, "removed": self.removed, "reshaped": [list(row) for row in self.reshaped],
+            "unread": self.unread,
             "counts": dict(Counter(row.status for row in self.changes)), "summary": self.summary(),
         }  # fmt: skip
 
@@ -114,6 +118,8 @@ class Difference:
                 found.append(f"{_tensors(len(names))} {word}: {', '.join(names[:3])}{' …' if len(names) > 3 else '.'}")
         if self.reshaped:
             found.append(f"{_tensors(len(self.reshaped))} have another shape, {self.reshaped[0][0]} the first.")
+        if self.unread:
+            found.append(f"{_tensors(len(self.unread))} claim more numbers than are stored, and were not compared.")
         return found
 
 
@@ -134,10 +140,11 @@ def _tensors(count: int) -> str:
 def compare(before: Checkpoint, after: Checkpoint) -> Difference:
     """Compare two checkpoints. Raises FormatError for a tensor that cannot be read."""
     paired, reshaped = [], []
-    left = dict.fromkeys(before.tensors)
-    right = dict.fromkeys(after.tensors)
-    for name in before.tensors:
-        if name in after.tensors:
+    files = (before, after)
+    unread = dict.fromkeys(name for file in files for name, tensor in file.tensors.items() if tensor.expanded)
+    left, right = (dict.fromkeys(name for name in file.tensors if name not in unread) for file in files)
+    for name in list(left):
+        if name in right:
             one, other = before.tensors[name].shape, after.tensors[name].shape
             if one == other:
                 paired.append((name, name, False))
@@ -147,11 +154,11 @@ def compare(before: Checkpoint, after: Checkpoint) -> Difference:
                 reshaped.append((name, one, other))
             del left[name], right[name]
     more = _renamed(before, list(left), after, list(right))
-    for name, other, _ in more:
-        left.pop(name), right.pop(other)
+    for old, new, _ in more:
+        del left[old], right[new]
     changes = [_change(before, name, after, other, turned) for name, other, turned in [*paired, *more]]
     paths, formats = (str(before.path), str(after.path)), (before.format, after.format)
-    return Difference(paths, formats, changes, list(right), list(left), reshaped)
+    return Difference(paths, formats, changes, list(right), list(left), reshaped, list(unread))
 
 
 def _renamed(before: Checkpoint, left: list[str], after: Checkpoint, right: list[str]) -> list[tuple[str, str, bool]]:
@@ -189,11 +196,8 @@ def _shared(one: str, other: str) -> int:
 
 
 def _digest(checkpoint: Checkpoint, name: str) -> Any:
-    tensor = checkpoint.tensors[name]
-    if tensor.expanded:
-        return None, name
     numbers = np.ascontiguousarray(checkpoint.numbers(name))
-    return tensor.shape, hashlib.sha256(numbers.view(np.uint8).data if numbers.size else b"").digest()
+    return numbers.shape, hashlib.sha256(numbers.view(np.uint8).data if numbers.size else b"").digest()
 
 
 def _like(before: Checkpoint, name: str, after: Checkpoint, other: str, turned: bool = False) -> bool:
@@ -216,21 +220,28 @@ def _change(before: Checkpoint, name: str, after: Checkpoint, other: str, turned
     if not turned and a.ndim == 2 and a.shape[0] == a.shape[1] and not np.array_equal(a, b) and np.array_equal(a, b.T):
         row.transposed = True
         return row
-    if a.dtype.kind not in "f" or b.dtype.kind not in "f":
-        if a.dtype.kind == "c" or b.dtype.kind == "c" or not np.array_equal(a, b):
-            a, b = a.astype(np.complex128).view(np.float64), b.astype(np.complex128).view(np.float64)
+    if "c" in (a.dtype.kind, b.dtype.kind):  # a complex number is two
+        a, b = (np.ascontiguousarray(part, np.complex64).view(np.float32) for part in (a, b))
     if np.array_equal(a, b, equal_nan=a.dtype.kind == "f" and b.dtype.kind == "f"):
         return row
     a, b = a.astype(np.float32, copy=False), b.astype(np.float32, copy=False)
     delta = b - a
-    sizes = [float(np.linalg.norm(part.astype(np.float64).ravel())) for part in (a, b, delta)]
-    cosine = float(np.vdot(a.astype(np.float64), b.astype(np.float64))) / (sizes[0] * sizes[1] or 1.0)
+    sizes = [_dot(part, part) ** 0.5 for part in (a, b, delta)]
+    cosine = _dot(a, b) / (sizes[0] * sizes[1] or 1.0)
     largest, relative = float(np.abs(delta).max()), sizes[2] / sizes[0] if sizes[0] else float("inf")
     row.figures = {"relative": relative, "largest": largest, "cosine": cosine}
     row.status = _status(row.dtypes, a, delta, relative)
     if row.status == "changed":
         _locate(row, a, delta)
     return row
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """The inner product in double precision, some numbers at a time."""
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
+    step = max(1, PIECE // max(a[:1].size, 1))
+    parts = (slice(at, at + step) for at in range(0, len(a), step))
+    return sum(float(np.vdot(a[part].astype(np.float64), b[part].astype(np.float64))) for part in parts)
 
 
 def _status(dtypes: tuple[str, str], a: np.ndarray, delta: np.ndarray, relative: float) -> str:

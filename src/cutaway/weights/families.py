@@ -1,93 +1,14 @@
-"""Architectures known by the names of their tensors, one row each. A new family is one more row.
-
-`marks` must be there (below one prefix) and `absent` must not. `sizes` maps a config's fields to where they show: see
-`Shapes.size`. `left` gives the values of what shapes leave open. `unseen` are settings that no shape shows and that
-change what the network computes; they are taken from the family's defaults, and said.
-"""
+"""Architectures known by the names of their tensors, one row each. A new family is one more row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from cutaway.weights.candidates import Open, heads, product, settled
+from cutaway.weights.candidates import Open, heads, product
+from cutaway.weights.family import Family, depths, ratio, side, sized, stages
 from cutaway.weights.shapes import Shapes, Value
 
 ROPE = ("rope_theta", "rms_norm_eps", "hidden_act")
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture of `transformers`: the config's class, and the classes whose names to compare with."""
-
-    name: str
-    config: str
-    classes: tuple[str, ...]
-    marks: tuple[str, ...]
-    sizes: dict[str, Value]
-    left: Open = settled
-    absent: tuple[str, ...] = ()
-    norm: str = "LayerNorm"
-    head: str = "/lm_head.weight"
-    unseen: tuple[str, ...] = ()
-    fields: dict[str, str] = field(default_factory=dict)  # our words for a config's fields, where they differ
-
-
-def _gpt(layers: str, embed: str) -> dict[str, Value]:
-    return {"vocab_size": f"{embed}:0", "hidden_size": f"{embed}:1", "num_hidden_layers": layers}
-
-
-def _side(positions: str, patch: str, first: int) -> Value:
-    """The side of square images from the number of their patches, less `first` tokens that are none."""
-
-    def found(shapes: Shapes) -> object:
-        shape, kernel = shapes.get(positions), shapes.get(patch)
-        if shape is None or kernel is None:
-            return None
-        return round((shape[-2] - first) ** 0.5) * kernel[-1]
-
-    return found
-
-
-def _ratio(above: str, below: str) -> Value:
-    """One size as a multiple of another."""
-
-    def found(shapes: Shapes) -> object:
-        one, other = shapes.size(above), shapes.size(below)
-        if not one or not other:
-            return None
-        return one // other if one % other == 0 else one / other
-
-    return found
-
-
-def _stages(path: str) -> Value:
-    """The sizes that a path with a number in it has at stage 0, 1, …"""
-
-    def found(shapes: Shapes) -> object:
-        before, _, after = path.partition("#")
-        pattern, _, axis = after.rpartition(":")
-        sizes: list[int] = []
-        while (shape := shapes.shapes.get(f"{shapes.prefix}{before}{len(sizes)}{pattern}")) is not None:
-            sizes.append(shape[int(axis)])
-        return sizes or None
-
-    return found
-
-
-def _depths(before: str, after: str) -> Value:
-    """How many layers stage 0, 1, … has."""
-
-    def found(shapes: Shapes) -> object:
-        counts: list[int] = []
-        while count := shapes.count(f"{before}{len(counts)}{after}"):
-            counts.append(count)
-        return counts or None
-
-    return found
-
-
 A, M = "layers.#.self_attn.", "layers.#.mlp."
-PLAIN: dict[str, Value] = _gpt("layers.#", "embed_tokens.weight") | {"intermediate_size": f"{M}gate_proj.weight:0"}
+PLAIN: dict[str, Value] = sized("layers.#", "embed_tokens.weight") | {"intermediate_size": f"{M}gate_proj.weight:0"}
 LLAMA: dict[str, Value] = PLAIN | {"attention_bias": f"?{A}q_proj.bias"}
 BIASED = LLAMA | {"mlp_bias": f"?{M}gate_proj.bias", "attention_bias": f"?{A}o_proj.bias"}
 NORMED = ("layers.#.self_attn.q_norm.weight",)
@@ -121,7 +42,7 @@ GATED, ROUTED = (f"{M}gate_proj.weight",), (f"{M}experts.gate_up_proj",)
 _OPT = "decoder.layers.#.self_attn."
 _FFN = "encoder.layer.#."
 _T5 = "encoder.block.#.layer.#."
-_VIT = {"image_size": _side("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight", 1)}
+_VIT = {"image_size": side("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight", 1)}
 _VIT |= {
     "patch_size": "embeddings.patch_embeddings.projection.weight:2",
     "num_channels": "embeddings.patch_embeddings.projection.weight:1", "num_labels": "/classifier.weight:0",
@@ -135,13 +56,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "GPT-2", "GPT2Config", ("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"),
         ("wte.weight", "wpe.weight", "h.#.attn.c_attn.weight", "h.#.mlp.c_fc.weight", "ln_f.bias"),
-        _gpt("h.#", "wte.weight") | {"n_positions": "wpe.weight:0", "n_inner": "h.#.mlp.c_fc.weight:1"},
+        sized("h.#", "wte.weight") | {"n_positions": "wpe.weight:0", "n_inner": "h.#.mlp.c_fc.weight:1"},
         heads("num_attention_heads", "wte.weight:1"), unseen=("activation_function", "layer_norm_epsilon"),
     ),
     Family(
         "GPT-NeoX", "GPTNeoXConfig", ("GPTNeoXForCausalLM", "GPTNeoXModel"),
         ("embed_in.weight", "layers.#.attention.query_key_value.weight"),
-        _gpt("layers.#", "embed_in.weight") | {
+        sized("layers.#", "embed_in.weight") | {
             "intermediate_size": "layers.#.mlp.dense_h_to_4h.weight:0",
             "attention_bias": "?layers.#.attention.query_key_value.bias",
         },
@@ -151,13 +72,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "GPT-J", "GPTJConfig", ("GPTJForCausalLM", "GPTJModel"),
         ("wte.weight", "h.#.attn.q_proj.weight", "h.#.mlp.fc_in.weight", "ln_f.weight"),
-        _gpt("h.#", "wte.weight") | {"n_inner": "h.#.mlp.fc_in.weight:0"},
+        sized("h.#", "wte.weight") | {"n_inner": "h.#.mlp.fc_in.weight:0"},
         heads("num_attention_heads", "wte.weight:1"), unseen=("rotary_dim", "activation_function"),
     ),
     Family(
         "OPT", "OPTConfig", ("OPTForCausalLM", "OPTModel"),
         ("decoder.embed_positions.weight", f"{_OPT}q_proj.bias", "decoder.layers.#.fc1.weight"),
-        _gpt("decoder.layers.#", "decoder.embed_tokens.weight") | {
+        sized("decoder.layers.#", "decoder.embed_tokens.weight") | {
             "hidden_size": f"{_OPT}q_proj.weight:1", "word_embed_proj_dim": "decoder.embed_tokens.weight:1",
             "ffn_dim": "decoder.layers.#.fc1.weight:0", "do_layer_norm_before": "?decoder.final_layer_norm.weight",
             "max_position_embeddings": lambda shapes: (shapes.size("decoder.embed_positions.weight:0") or 2) - 2,
@@ -168,13 +89,13 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "BLOOM", "BloomConfig", ("BloomForCausalLM", "BloomModel"),
         ("word_embeddings.weight", "word_embeddings_layernorm.weight", "h.#.self_attention.query_key_value.weight"),
-        _gpt("h.#", "word_embeddings.weight"), heads("n_head", "word_embeddings.weight:1"),
+        sized("h.#", "word_embeddings.weight"), heads("n_head", "word_embeddings.weight:1"),
         unseen=("layer_norm_epsilon",), fields={"num_attention_heads": "n_head"},
     ),
     Family(
         "Falcon", "FalconConfig", ("FalconForCausalLM", "FalconModel"),
         ("word_embeddings.weight", "h.#.self_attention.query_key_value.weight", "h.#.mlp.dense_h_to_4h.weight"),
-        _gpt("h.#", "word_embeddings.weight") | {
+        sized("h.#", "word_embeddings.weight") | {
             "ffn_hidden_size": "h.#.mlp.dense_h_to_4h.weight:0", "bias": "?h.#.self_attention.dense.bias",
             "multi_query": lambda shapes: _falcon_head(shapes) > 0,
             "parallel_attn": lambda shapes: shapes.get("h.#.post_attention_layernorm.weight") is None,
@@ -198,7 +119,8 @@ FAMILIES: tuple[Family, ...] = (
     _llama("Cohere 2", "Cohere2Config", "Cohere2", GATED, (*POST, *NORMED), norm="LayerNorm",
            unseen=("sliding_window", "logit_scale")),
     _llama("Mixtral", "MixtralConfig", "Mixtral", (*ROUTED, *POST), (*NORMED, f"{M}gate.e_score_correction_bias"),
-           PLAIN | {"intermediate_size": f"{M}experts.down_proj:2", "num_local_experts": f"{M}gate.weight:0"}, unseen=("num_experts_per_tok", "sliding_window")),
+           PLAIN | {"intermediate_size": f"{M}experts.down_proj:2", "num_local_experts": f"{M}gate.weight:0"},
+           unseen=("num_experts_per_tok", "sliding_window")),
     _llama("OLMoE", "OlmoeConfig", "Olmoe", (*ROUTED, *NORMED), (f"{M}shared_expert_gate.weight",),
            LLAMA | {"intermediate_size": f"{M}experts.down_proj:2", "num_experts": f"{M}gate.weight:0"},
            unseen=("num_experts_per_tok",), size=""),
@@ -209,7 +131,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "Phi", "PhiConfig", ("PhiForCausalLM", "PhiModel"),
         ("embed_tokens.weight", f"{A}dense.weight", f"{M}fc1.weight", "final_layernorm.weight"),
-        _gpt("layers.#", "embed_tokens.weight") | {
+        sized("layers.#", "embed_tokens.weight") | {
             "intermediate_size": f"{M}fc1.weight:0", "qk_layernorm": f"?{A}q_layernorm.weight",
         },
         heads("num_attention_heads", f"{A}q_proj.weight:0", kv=("num_key_value_heads", f"{A}k_proj.weight:0"),
@@ -219,11 +141,11 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "Mamba", "MambaConfig", ("MambaForCausalLM", "MambaModel"),
         ("embeddings.weight", "layers.#.mixer.x_proj.weight", "layers.#.mixer.A_log", "norm_f.weight"),
-        _gpt("layers.#", "embeddings.weight") | {
+        sized("layers.#", "embeddings.weight") | {
             "state_size": "layers.#.mixer.A_log:1", "conv_kernel": "layers.#.mixer.conv1d.weight:2",
             "time_step_rank": "layers.#.mixer.dt_proj.weight:1", "use_bias": "?layers.#.mixer.in_proj.bias",
             "use_conv_bias": "?layers.#.mixer.conv1d.bias",
-            "expand": _ratio("layers.#.mixer.A_log:0", "embeddings.weight:1"),
+            "expand": ratio("layers.#.mixer.A_log:0", "embeddings.weight:1"),
             "intermediate_size": "layers.#.mixer.A_log:0",
         },
         norm="RMSNorm", unseen=("hidden_act", "layer_norm_epsilon"),
@@ -231,9 +153,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "Mamba 2", "Mamba2Config", ("Mamba2ForCausalLM", "Mamba2Model"),
         ("embeddings.weight", "layers.#.mixer.dt_bias", "layers.#.mixer.norm.weight", "norm_f.weight"),
-        _gpt("layers.#", "embeddings.weight") | {
+        sized("layers.#", "embeddings.weight") | {
             "num_heads": "layers.#.mixer.A_log:0", "conv_kernel": "layers.#.mixer.conv1d.weight:2",
-            "expand": _ratio("layers.#.mixer.norm.weight:0", "embeddings.weight:1"),
+            "expand": ratio("layers.#.mixer.norm.weight:0", "embeddings.weight:1"),
             "head_dim": lambda shapes: (shapes.size("layers.#.mixer.norm.weight:0") or 0)
             // (shapes.size("layers.#.mixer.A_log:0") or 1),
             "use_bias": "?layers.#.mixer.in_proj.bias", "use_conv_bias": "?layers.#.mixer.conv1d.bias",
@@ -245,7 +167,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "RWKV 4", "RwkvConfig", ("RwkvForCausalLM", "RwkvModel"),
         ("embeddings.weight", "blocks.#.attention.time_decay", "blocks.#.feed_forward.key.weight"),
-        _gpt("blocks.#", "embeddings.weight") | {
+        sized("blocks.#", "embeddings.weight") | {
             "attention_hidden_size": "blocks.#.attention.key.weight:0",
             "intermediate_size": "blocks.#.feed_forward.key.weight:0",
         },
@@ -255,7 +177,7 @@ FAMILIES: tuple[Family, ...] = (
         "BERT", "BertConfig", ("BertForMaskedLM", "BertModel", "BertForSequenceClassification", "BertForPreTraining"),
         ("embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight",
          f"{_FFN}attention.self.query.weight"),
-        _gpt("encoder.layer.#", "embeddings.word_embeddings.weight") | {
+        sized("encoder.layer.#", "embeddings.word_embeddings.weight") | {
             "max_position_embeddings": "embeddings.position_embeddings.weight:0",
             "type_vocab_size": "embeddings.token_type_embeddings.weight:0",
             "intermediate_size": f"{_FFN}intermediate.dense.weight:0", "num_labels": "/classifier.weight:0",
@@ -264,11 +186,40 @@ FAMILIES: tuple[Family, ...] = (
         head="/cls.predictions.decoder.weight", unseen=("hidden_act", "layer_norm_eps"),
     ),
     Family(
+        "DeBERTa v2", "DebertaV2Config", ("DebertaV2ForMaskedLM", "DebertaV2Model"),
+        ("embeddings.word_embeddings.weight", f"{_FFN}attention.self.query_proj.weight"),
+        sized("encoder.layer.#", "embeddings.word_embeddings.weight") | {
+            "intermediate_size": f"{_FFN}intermediate.dense.weight:0", "num_labels": "/classifier.weight:0",
+            "max_position_embeddings": "embeddings.position_embeddings.weight:0",
+            "position_biased_input": "?embeddings.position_embeddings.weight",
+            "type_vocab_size": lambda shapes: shapes.size("embeddings.token_type_embeddings.weight:0") or 0,
+            "relative_attention": "?encoder.rel_embeddings.weight",
+            "share_att_key": lambda shapes: shapes.get(f"{_FFN}attention.self.pos_key_proj.weight") is None,
+            "pos_att_type": lambda shapes: [
+                word for word, part in (("c2p", "pos_key_proj"), ("p2c", "pos_query_proj"))
+                if shapes.get(f"{_FFN}attention.self.{part}.weight")
+            ] or None,
+        },
+        product(lambda shapes: _buckets(shapes), heads("num_attention_heads", "embeddings.word_embeddings.weight:1")),
+        head="/cls.predictions.decoder.weight", unseen=("hidden_act", "layer_norm_eps", "pos_att_type"),
+    ),
+    Family(
+        "ModernBERT", "ModernBertConfig", ("ModernBertForMaskedLM", "ModernBertModel"),
+        ("embeddings.tok_embeddings.weight", "layers.#.attn.Wqkv.weight", "layers.#.mlp.Wi.weight"),
+        sized("layers.#", "embeddings.tok_embeddings.weight") | {
+            "intermediate_size": "layers.#.mlp.Wo.weight:1", "attention_bias": "?layers.#.attn.Wqkv.bias",
+            "mlp_bias": "?layers.#.mlp.Wi.bias", "norm_bias": "?embeddings.norm.bias",
+        },
+        heads("num_attention_heads", "embeddings.tok_embeddings.weight:1"), head="/decoder.weight",
+        unseen=("hidden_activation", "norm_eps", "local_attention"),
+    ),
+    Family(
         "T5", "T5Config", ("T5ForConditionalGeneration", "T5Model", "T5EncoderModel"),
         ("shared.weight", f"{_T5}SelfAttention.relative_attention_bias.weight"),
         {
             "vocab_size": "shared.weight:0", "d_model": "shared.weight:1", "num_layers": "encoder.block.#",
-            "num_decoder_layers": "decoder.block.#", "num_heads": f"{_T5}SelfAttention.relative_attention_bias.weight:1",
+            "num_decoder_layers": "decoder.block.#",
+            "num_heads": f"{_T5}SelfAttention.relative_attention_bias.weight:1",
             "relative_attention_num_buckets": f"{_T5}SelfAttention.relative_attention_bias.weight:0",
             "d_kv": lambda shapes: (shapes.size(f"{_T5}SelfAttention.q.weight:0") or 0)
             // (shapes.size(f"{_T5}SelfAttention.relative_attention_bias.weight:1") or 1),
@@ -312,7 +263,7 @@ FAMILIES: tuple[Family, ...] = (
         _CLIP | {
             "hidden_size": "embeddings.patch_embedding.weight:0", "num_channels": "embeddings.patch_embedding.weight:1",
             "patch_size": "embeddings.patch_embedding.weight:2", "projection_dim": "/visual_projection.weight:0",
-            "image_size": _side("embeddings.position_embedding.weight", "embeddings.patch_embedding.weight", 1),
+            "image_size": side("embeddings.position_embedding.weight", "embeddings.patch_embedding.weight", 1),
         },
         heads("num_attention_heads", "encoder.layers.#.self_attn.q_proj.weight:0"), head="",
         unseen=("hidden_act", "layer_norm_eps"),
@@ -333,7 +284,7 @@ FAMILIES: tuple[Family, ...] = (
         _VIT | {
             "num_hidden_layers": "encoder.layer.#", "qkv_bias": "?encoder.layer.#.attention.q_proj.bias",
             "use_swiglu_ffn": "?encoder.layer.#.mlp.weights_in.weight",
-            "mlp_ratio": _ratio("encoder.layer.#.mlp.fc1.weight:0", "encoder.layer.#.mlp.fc1.weight:1"),
+            "mlp_ratio": ratio("encoder.layer.#.mlp.fc1.weight:0", "encoder.layer.#.mlp.fc1.weight:1"),
         },
         heads("num_attention_heads", "encoder.layer.#.attention.q_proj.weight:0"), head="",
         unseen=("hidden_act", "layer_norm_eps"),
@@ -342,27 +293,28 @@ FAMILIES: tuple[Family, ...] = (
         "ConvNeXt V2", "ConvNextV2Config", ("ConvNextV2ForImageClassification", "ConvNextV2Model"),
         ("embeddings.patch_embeddings.weight", "encoder.stages.#.layers.#.grn.weight"),
         {
-            "num_channels": "embeddings.patch_embeddings.weight:1", "patch_size": "embeddings.patch_embeddings.weight:2",
-            "hidden_sizes": _stages("encoder.stages.#.layers.0.dwconv.weight:0"), "num_stages": "encoder.stages.#",
-            "depths": _depths("encoder.stages.", ".layers.#"), "num_labels": "/classifier.weight:0",
+            "num_channels": "embeddings.patch_embeddings.weight:1",
+            "patch_size": "embeddings.patch_embeddings.weight:2",
+            "hidden_sizes": stages("encoder.stages.#.layers.0.dwconv.weight:0"), "num_stages": "encoder.stages.#",
+            "depths": depths("encoder.stages.", ".layers.#"), "num_labels": "/classifier.weight:0",
         },
         head="", unseen=("hidden_act", "layer_norm_eps"),
     ),
     # Networks that `transformers` does not build under these names; they are recognised, and never opened.
     Family(
         "RWKV, as its authors name it", "", (), ("emb.weight", "blocks.#.att.time_decay", "blocks.#.ffn.key.weight"),
-        _gpt("blocks.#", "emb.weight") | {"intermediate_size": "blocks.#.ffn.key.weight:0"}, head="/head.weight",
+        sized("blocks.#", "emb.weight") | {"intermediate_size": "blocks.#.ffn.key.weight:0"}, head="/head.weight",
     ),
     Family(
         "Llama, as its authors name it", "", (), ("tok_embeddings.weight", "layers.#.attention.wq.weight"),
-        _gpt("layers.#", "tok_embeddings.weight") | {"intermediate_size": "layers.#.feed_forward.w1.weight:0"},
+        sized("layers.#", "tok_embeddings.weight") | {"intermediate_size": "layers.#.feed_forward.w1.weight:0"},
         heads("num_attention_heads", "layers.#.attention.wq.weight:0", size="head_dim", even=True,
               kv=("num_key_value_heads", "layers.#.attention.wk.weight:0")),
         norm="RMSNorm", head="/output.weight",
     ),
     Family(
         "a GGUF transformer", "", (), ("token_embd.weight", "blk.#.attn_q.weight", "blk.#.ffn_up.weight"),
-        _gpt("blk.#", "token_embd.weight") | {"intermediate_size": "blk.#.ffn_up.weight:0"},
+        sized("blk.#", "token_embd.weight") | {"intermediate_size": "blk.#.ffn_up.weight:0"},
         heads("num_attention_heads", "blk.#.attn_q.weight:0", size="head_dim", even=True,
               kv=("num_key_value_heads", "blk.#.attn_k.weight:0")),
         norm="RMSNorm", head="/output.weight",
@@ -377,6 +329,14 @@ FAMILIES: tuple[Family, ...] = (
         head="",
     ),
 )  # fmt: skip
+
+
+def _buckets(shapes: Shapes) -> list[dict[str, int]]:
+    """What half the rows of a table of relative positions are: buckets, or positions."""
+    rows = shapes.size("encoder.rel_embeddings.weight:0")
+    if rows is None:
+        return [{}]
+    return [{"position_buckets": rows // 2}, {"position_buckets": -1, "max_position_embeddings": rows // 2}]
 
 
 def _falcon_head(shapes: Shapes) -> int:

@@ -14,7 +14,8 @@ from cutaway.weights.shapes import general
 from cutaway.weights.spectrum import gram, spectrum
 from cutaway.weights.units import units
 
-LARGEST = 400_000_000  # numbers; a matrix beyond is named, not measured
+LARGEST = 150_000_000  # numbers; a matrix beyond is named, not measured
+GROWTH = 0.02  # of a norm in a layer, in logarithms, from which it is told
 LOW = 0.25  # of what a random matrix has, below which a participation ratio is called low
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 
@@ -54,10 +55,12 @@ def _measured(name: str, shape: tuple[int, ...], matrix: np.ndarray) -> dict[str
     found: dict[str, Any] = {"name": name, "shape": list(shape), "not_finite": bad}
     if bad:
         return found
-    facts = asdict(spectrum(matrix, gram(matrix)))
+    inner = gram(matrix)
+    facts = asdict(spectrum(matrix, inner))
     del facts["shape"]
-    found |= {"spectrum": facts, "rows": units(matrix)}
-    return found | ({"columns": units(matrix.T)} if len(shape) == 2 else {})
+    found |= {"spectrum": facts, "rows": units(matrix, inner)}
+    # WᵀW of the transposed matrix is WWᵀ, so that both sides share the smaller one; a square matrix has two.
+    return found | ({"columns": units(matrix.T, inner if shape[0] != shape[1] else None)} if len(shape) == 2 else {})
 
 
 def _growth(matrices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,8 +105,9 @@ def _summary(matrices: list[dict[str, Any]], growth: list[dict[str, Any]], skipp
             f"{len(low)} of {len(sound)} matrices use under a quarter of the directions that a random one would, "
             f"{low[0]} the fewest ({ratios[low[0]]:.1%})."
         )
-    if growth:
-        most = max(growth, key=lambda row: abs(np.log(row["factor"])))
+    changing = [row for row in growth if abs(np.log(row["factor"])) > GROWTH]
+    if changing:
+        most = max(changing, key=lambda row: abs(np.log(row["factor"])))
         word = "grows" if most["factor"] > 1 else "shrinks"
         found.append(f"Over layers the norm of {most['kind']} changes most: it {word} by {most['factor']:.3f} a layer.")
     if skipped:

@@ -83,8 +83,8 @@ Check = Callable[[Match, dict[str, tuple[int, ...]]], None]
 def recover(checkpoint: Checkpoint, check: Check | None = None, given: dict[str, Any] | None = None) -> Recovery:
     """Recover a checkpoint's network. `check` builds a match and notes differences (`cutaway.weights.build.check`).
 
-    `given` settles fields of the config, as {"num_attention_heads": 12}, and under "family" the row of the table. Raises
-    InputError when it fits no candidate.
+    `given` settles fields of the config, as {"num_attention_heads": 12}, and under "family" the row of the table.
+    Raises InputError when it fits no candidate.
     """
     outer = unwrapped(checkpoint.tensors)
     shapes = {
@@ -104,8 +104,8 @@ def recover(checkpoint: Checkpoint, check: Check | None = None, given: dict[str,
     layers, breaks = chain(shapes)
     facts = facts_of(Shapes(shapes))
     if layers:
-        why = ["Every tensor belongs to a plain layer, and in some order each takes what the one before it gives, which "
-                   "does not prove that this is their order."]  # fmt: skip
+        why = ["Every tensor belongs to a plain layer, and in some order each takes what the one before it gives, "
+               "which does not prove that this is their order."]  # fmt: skip
         if breaks:
             some = ", ".join(breaks[:3])
             why = [f"Every tensor belongs to a plain layer; in no order does each take what the one before it gives "
@@ -127,7 +127,8 @@ def _matched(family: Family, known: Shapes, checkpoint: Checkpoint, outer: str) 
     for prefix in known.prefixes(family.marks[0]):
         shapes = known.below(prefix)
         if all(shapes.get(mark) for mark in family.marks) and not any(shapes.get(mark) for mark in family.absent):
-            config = {key: value for key, cell in family.sizes.items() if (value := evaluated(cell, shapes)) is not None}
+            read = {key: evaluated(cell, shapes) for key, cell in family.sizes.items()}
+            config: dict[str, Any] = {key: value for key, value in read.items() if value is not None}
             tied = _tied(family, shapes, checkpoint, outer)
             if family.head and tied is not None:
                 config["tie_word_embeddings"] = tied

@@ -77,7 +77,7 @@ Value = str | int | bool | Callable[[Shapes], object]
 
 
 def evaluated(value: Value, shapes: Shapes) -> object:
-    """A cell of a table: a path is read, a function asked, anything else taken as it is; None where nothing is there."""
+    """A cell of a table: a path is read, a function asked, anything else kept; None where nothing is there."""
     if isinstance(value, str):
         found = shapes.size(value)
         return bool(found) if value.startswith("?") else found

@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from cutaway.weights.spectrum import gram
+
 DEAD = 1e-6  # of the median length
 TWIN = 0.999  # the cosine of two units that are one
 CLUSTER = 0.8
 CLUSTERED = 4096  # the most units whose pairs are all looked at
 NAMED = 20
 _TABLES, _BITS = 4, 14
+_BLOCK = 512
 
 
-def units(matrix: Float[np.ndarray, "units dims"]) -> dict[str, Any]:
-    """Facts about a matrix's rows, JSON-able."""
-    lengths = np.linalg.norm(matrix.astype(np.float64), axis=1)
+def units(matrix: Float[np.ndarray, "units dims"], inner: np.ndarray | None = None) -> dict[str, Any]:
+    """Facts about a matrix's rows, JSON-able; `inner` is its smaller Gram matrix where that is known already."""
+    inner = gram(matrix) if inner is None else inner
+    lengths = np.sqrt(np.einsum("ud,ud->u", matrix, matrix, dtype=np.float64))
     median = float(np.median(lengths))
     dead = np.flatnonzero(lengths <= DEAD * median) if median else np.flatnonzero(lengths == 0)
     live = np.setdiff1d(np.arange(len(lengths)), dead)
@@ -33,8 +37,8 @@ def units(matrix: Float[np.ndarray, "units dims"]) -> dict[str, Any]:
     pairs = _near(unit)
     twins = [(int(live[a]), int(live[b])) for a, b, cosine in pairs if cosine > 0]
     opposites = [(int(live[a]), int(live[b])) for a, b, cosine in pairs if cosine < 0]
-    found |= {"twins": _paired(twins), "opposites": _paired(opposites)} | _superposition(matrix[live], unit, lengths[live])
-    return found | _clusters(unit)
+    found |= {"twins": _paired(twins), "opposites": _paired(opposites)}
+    return found | _superposition(matrix.shape, inner, live, unit, lengths[live]) | _clusters(unit)
 
 
 def _named(items: Any) -> dict[str, Any]:
@@ -53,16 +57,16 @@ def _long(lengths: np.ndarray, median: float) -> np.ndarray:
     return np.flatnonzero(lengths > max(high + 10 * (high - low), 3 * median, 1e-30))
 
 
-def _superposition(matrix: np.ndarray, unit: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+def _superposition(
+    shape: tuple[int, ...], inner: np.ndarray, live: np.ndarray, unit: np.ndarray, lengths: np.ndarray
+) -> dict[str, Any]:
     """Features per dimension ‖W‖²_F / (max length)² / m, each unit's dimensions, and interference."""
-    wide = matrix.astype(np.float64)
-    if wide.shape[1] > wide.shape[0]:  # fewer units than dimensions: their own Gram matrix is the smaller
-        shared = np.square(unit @ wide.T.astype(np.float32), dtype=np.float64).sum(1)
+    if len(inner) == shape[0] < shape[1]:  # the smaller Gram matrix is that of the units
+        shared = np.square(inner[live]).sum(1) / lengths**2
     else:
-        inner = wide.T @ wide
         shared = np.einsum("ud,ud->u", unit @ inner.astype(np.float32), unit, dtype=np.float64)
+    count, width = len(live), shape[1]
     own = np.clip(lengths**2 / np.maximum(shared, 1e-300), 0, 1)
-    count, width = wide.shape
     return {
         "features_per_dimension": count / width,
         "dimensions_per_feature": float(own.mean()),
@@ -100,12 +104,13 @@ def _clusters(unit: Float[np.ndarray, "units dims"]) -> dict[str, Any]:
     if len(unit) > CLUSTERED:
         return {"clusters": None}
     label = np.arange(len(unit))
-    for row in range(len(unit)):
-        near = np.flatnonzero(unit[row:] @ unit[row] >= CLUSTER) + row
-        joined = np.unique(label[near])
-        if len(joined) > 1:
-            label[np.isin(label, joined)] = joined[0]
+    for start in range(0, len(unit), _BLOCK):
+        near = unit[start : start + _BLOCK] @ unit[start:].T >= CLUSTER
+        for row in np.flatnonzero(near.sum(1) > 1):
+            joined = np.unique(label[start + np.flatnonzero(near[row])])
+            if len(joined) > 1:
+                label[np.isin(label, joined)] = joined[0]
     names, sizes = np.unique(label, return_counts=True)
     several = sizes[sizes > 1]
-    largest = np.flatnonzero(label == names[sizes.argmax()]) if len(several) else []
+    largest = np.flatnonzero(label == names[sizes.argmax()]) if len(several) else np.array([], int)
     return {"clusters": {"count": len(several), "units": int(several.sum()), "largest": _named(largest)}}
