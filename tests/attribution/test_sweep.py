@@ -7,7 +7,7 @@ from networks import gpt2_runs, organism_runs
 import cutaway as cw
 from cutaway.attribution.passes import passes
 from cutaway.attribution.sweep import forecast_sweep, patch_sweep
-from cutaway.errors import ResourceError, SiteError
+from cutaway.errors import InputError, ResourceError, SiteError
 from zoo import case
 
 
@@ -45,6 +45,45 @@ def test_a_full_patch_restores_everything() -> None:
     clean, corrupted, metric, _ = organism_runs("induction", n=8)
     sweep = patch_sweep(corrupted, clean, metric, ["embed"])
     assert float(sweep.effect.sum()) > 0.5
+
+
+def test_a_metric_of_ones_own_sees_the_whole_output() -> None:
+    clean, corrupted, _ = gpt2_runs()
+    shapes = set()
+
+    def read(output: torch.Tensor) -> torch.Tensor:
+        shapes.add(output.shape[1])
+        return output.log_softmax(-1)[:, :, 3].sum(1) + output[:, 2, 1]
+
+    metric = cw.custom(read)
+    sweep = patch_sweep(corrupted, clean, metric, "L0.resid_pre")
+    assert shapes == {7}
+    for place in range(7):
+        patched = corrupted.replay(cw.patch(f"L0.resid_pre[pos={place}]", clean))
+        torch.testing.assert_close(sweep.metric[0, place], metric(patched.logits, clean.net), rtol=1e-5, atol=1e-4)
+
+
+def test_a_patch_that_changes_the_path_runs_live() -> None:
+    class Looped(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            while y.abs().max() > 1:
+                y = y / 2
+            return y
+
+    net = cw.open(Looped())
+    run, source = net.record(torch.tensor([[0.3, 0.2, 0.1]])), net.record(torch.tensor([[0.4, 5.0, 0.2]]))
+    metric = cw.custom(lambda output: output.sum(1))
+    sweep = patch_sweep(run, source, metric, ["/mul.0"], axis="1")
+    for place in range(3):
+        patched = run.replay(cw.patch(f"/mul.0[1={place}]", source))
+        torch.testing.assert_close(sweep.metric[0, place], metric(patched.logits, net))
+
+
+def test_odd_arguments_are_told_in_a_sentence() -> None:
+    clean, corrupted, _ = gpt2_runs()
+    with pytest.raises(InputError, match="no site to patch"):
+        patch_sweep(corrupted, clean, cw.logit_difference(3, 4), [])
 
 
 def test_a_site_without_the_axis_is_refused() -> None:

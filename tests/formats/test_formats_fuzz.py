@@ -59,9 +59,9 @@ def test_some_thousand_mutants(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_thousand_mutants(tmp_path: Path) -> None:
-    """About a minute."""
-    _sound(_fuzz(tmp_path, 52_000, 2), 52_000, set(seeds()))
+def test_twenty_six_thousand_mutants(tmp_path: Path) -> None:
+    """About 25 seconds on a machine that does nothing else."""
+    _sound(_fuzz(tmp_path, 26_000, 2), 26_000, set(seeds()))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ FLOORS = {
     "run": 4,
     "lift": 5,
     "attribution": 6,
+    "reading": 6,
     "rewrite": 6,
     "features": 6,
     "optvis": 6,

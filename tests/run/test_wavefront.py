@@ -67,10 +67,11 @@ def test_worlds_together_are_worlds_alone(name: str) -> None:
         assert close(got, alone(front, patch))
 
 
+@pytest.mark.parametrize("position", [-1, None])
 @every
 @torch.no_grad()
-def test_positions_before_the_first_that_differs_are_left_out(name: str) -> None:
-    front, found = front_of(name, -1)
+def test_positions_before_the_first_that_differs_are_left_out(name: str, position: int | None) -> None:
+    front, found = front_of(name, position)
     length = front.sizes.length
     if length < 3:
         pytest.skip("no positions")

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, MetricError, ResourceError, SiteError
+from ..errors import DivergenceError, InputError, MetricError, ResourceError, SiteError
+from ..run.interventions import patch
 from ..run.replay import execute, plan
 from ..run.sizes import Unfit
 from ..run.tape import Tape
@@ -104,7 +105,7 @@ def patch_sweep(
     run: Trace,
     source: Trace,
     metric: Metric,
-    sites: Sequence[str],
+    sites: str | Sequence[str],
     axis: str = "pos",
     progress: Callable[[str, int, int], None] | None = None,
     memory: int = MEMORY,
@@ -125,11 +126,11 @@ def patch_sweep(
             for (row, index), value in zip(some.worlds, made, strict=True):
                 found[row, index] = value
     effect = (found.mean(2) - task.baseline.mean()) / task.spread
-    return Sweep(tuple(sites), axis, effect, found, task.forecast())
+    return Sweep(task.sites, axis, effect, found, task.forecast())
 
 
 def forecast_sweep(
-    run: Trace, source: Trace, metric: Metric, sites: Sequence[str], axis: str = "pos", memory: int = MEMORY
+    run: Trace, source: Trace, metric: Metric, sites: str | Sequence[str], axis: str = "pos", memory: int = MEMORY
 ) -> Forecast:
     """What `patch_sweep` with these arguments will take, from its plan and two timed passes. Raises what it raises."""
     task = _Task(run, source, metric, sites, axis, memory)
@@ -156,19 +157,22 @@ class _Task:
     """A sweep laid out: its rows, the worlds that must be run, and the passes that run them."""
 
     def __init__(
-        self, run: Trace, source: Trace, metric: Metric, sites: Sequence[str], axis: str, memory: int
+        self, run: Trace, source: Trace, metric: Metric, sites: str | Sequence[str], axis: str, memory: int
     ) -> None:
-        self.run, self.metric = run, metric
+        self.run, self.source, self.metric, self.axis = run, source, metric, axis
+        self.sites = (sites,) if isinstance(sites, str) else tuple(sites)
+        if not self.sites:
+            raise InputError("There is no site to patch; give at least one.")
         with torch.no_grad():
             self.baseline, end = metric(run.logits, run.net), metric(source.logits, source.net)
         self.spread = end.mean() - self.baseline.mean()
         if abs(float(self.spread)) < 1e-12:
             raise MetricError(f"The metric '{metric.name}' is the same in both runs, so there is nothing to restore.")
-        found = [run.locate(site) for site in sites]
+        found = [run.locate(site) for site in self.sites]
         self.outer = {where.address.split("//")[0] for where in found if "//" in where.address}
         self.tape, other = run.tape_with(self.outer), source.tape_with(self.outer)
         self.rows = [
-            self._row(site, where, axis, other, source) for site, where in zip(sites, found, strict=True)
+            self._row(site, where, axis, other, source) for site, where in zip(self.sites, found, strict=True)
         ]
         counts = {row.old.shape[row.place] for row in self.rows}
         if len(counts) != 1:
@@ -188,7 +192,8 @@ class _Task:
 
     def _row(self, site: str, where: Found, axis: str, other: Tape, source: Trace) -> _Row:
         if axis not in where.axes:
-            raise SiteError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(where.axes)}.")
+            has = f"its axes are {', '.join(where.axes)}" if where.axes else "its axes have no names"
+            raise SiteError(f"'{site}' has no axis '{axis}'; {has}.")
         value, _ = self.run._find(self.tape, where.address)
         there, _ = source._find(other, where.address)
         old, new = where.unfolded(_value(self.tape, value)), where.unfolded(_value(other, there))
@@ -221,8 +226,8 @@ class _Task:
         numbers = self.front.numbers(0) * 4
         if numbers > memory:
             raise ResourceError(
-                f"One patch takes {numbers / 2**20:,.0f} MiB and the limit is {memory / 2**20:,.0f} MiB; use fewer "
-                "examples at a time or a higher limit."
+                f"One patch takes {numbers:,} bytes and the limit is {memory:,}; use fewer examples at a time or a "
+                "higher limit."
             )
         depth = [self.front.share(self.rows[number].value) for number, _ in worlds]
         return passes(worlds, starts, depth, self.front.sizes.length, batch, self.front.numbers, memory)
@@ -250,7 +255,13 @@ class _Task:
             return [read(row, self.run.net) for row in made]
         value = self.rows[some.worlds[0][0]].value
         steps = plan(self.tape, [], [self.target], [value])
-        rows = over(lambda given: execute(self.tape, steps, given=given)[self.target], {value: torch.stack(patched)})
+        worlds = {value: torch.stack(patched)}
+        try:
+            rows = over(lambda given: execute(self.tape, steps, given=given)[self.target], worlds)
+        except DivergenceError:  # in some world the network takes another path: those run live
+            sites = [f"{self.sites[number]}[{self.axis}={index}]" for number, index in some.worlds]
+            made = [self.run.replay(patch(site, self.source)).logits for site in sites]
+            return [self.metric(row, self.run.net) for row in made]
         return [self.metric(row, self.run.net) for row in rows]
 
     def _agrees(self) -> bool:

@@ -46,7 +46,7 @@ def strings(
 
     net = open_model(model)
     start = time.perf_counter()
-    found = read(net.record(_short(net, text)), norm=norm, seed=seed, labels=answer_names(net))
+    found = read(net.record(_short(net, text)), norm=norm, seed=seed, labels=answer_names(net), side=side)
     rows = found.rows(grep, top, site, side)
     return store.plain({
         "model": model, "facts": facts(net), "grep": grep, "site": site, "rows": rows, "searched": len(found),
@@ -59,6 +59,7 @@ def xrefs(
     model: Model,
     site: Annotated[str, Argument("A component, as in L5.attn.h1.q, L3.mlp.n7, logits[vocab=11].", positional=True)],
     text: Texts = NOTHING,
+    token: Annotated[str, Argument("The word that logits, or embed, is asked about.")] = "",
     run: Annotated[bool, Argument("Of a run: who contributed to this value, and who used it.")] = False,
     neurons: Annotated[bool, Argument("A row for each neuron, not for each MLP.")] = False,
     top: Annotated[int, Argument("How many rows each way.", least=1)] = 10,
@@ -71,6 +72,7 @@ def xrefs(
 
     By weights alone, through linear paths; with --text or --run in one run, as shares of the value that was read.
     """
+    site = _about(model, site, token) if token else site
     if text or run:
         return store.plain(_in_a_run(model, site, text, neurons, top))
     start = time.perf_counter()
@@ -108,6 +110,15 @@ def _in_a_run(model: str, site: str, text: list[str], neurons: bool, top: int) -
         "model": model, "facts": facts(net), "site": site, "how": "dynamic", "note": note, "constants": constants,
         "inputs": in_words(net, inputs), **sides, "seconds": time.perf_counter() - start,
     }  # fmt: skip
+
+
+def _about(model: str, site: str, token: str) -> str:
+    """A site narrowed to one word of the vocabulary."""
+    from .subject import open_model
+
+    name, _, rest = site.partition("[")
+    within = [rest.removesuffix("]")] if rest else []
+    return f"{name}[{', '.join([f'vocab={open_model(model).token_id(token)}', *within])}]"
 
 
 def _short(net: Network, text: list[str]) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -172,7 +173,7 @@ class Frozen:
 
         at = self._value(source)
         if "max_pool" in op.name:
-            part: Callable[[Tensor], Tensor] = lambda x: torch.func.jvp(alone, (at,), (x.to(at),))[1]  # noqa: E731
+            part: Callable[[Tensor], Tensor] = lambda x: _tangent(alone, at, x)  # noqa: E731
         else:
             given = arguments(call, args, kwargs)
             part = _centred(sort_name(op), given, at, self.unit) or _scaled(alone, at, given, self.unit)
@@ -182,6 +183,14 @@ class Frozen:
     def _value(self, value: int) -> Tensor:
         found = self.values.get(value)
         return found if found is not None else self.flow.tape.leaves[value].detach()
+
+
+def _tangent(func: Callable[[Tensor], Tensor], at: Tensor, x: Tensor) -> Tensor:
+    """The linear part of a function at a value."""
+    with warnings.catch_warnings():  # at its first use torch loads decompositions by a way that it calls deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found: Tensor = torch.func.jvp(func, (at,), (x.to(at),))[1]
+        return found
 
 
 def arguments(call: Call, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def build_index(trace: Trace, *, norm: str = "unit", position: int = -1) -> Inde
     arrays: dict[str, np.ndarray] = {}
     links = _links(found, arrays)
     _keep_directions(found, links, arrays)
-    scale = "norms at the recording's scale" if norm == "frozen" else "norms at scale one, gains and centring folded in"
+    at = "the recording's scale" if norm == "frozen" else "scale one"
+    scale = f"norms on the way at {at}, their gains and centring folded in"
     facts: dict[str, Any] = {
         "fingerprint": trace.net.fingerprint, "norm": norm, "note": scale, "links": links, "format": 1,
         "writers": _described(found.writers), "readers": _described(found.readers),
@@ -72,7 +73,8 @@ def _keep_directions(found: Paths, links: list[tuple[str, str, float]], arrays: 
     joined = [link for link in links if link[2]]
     writers = {end.label: end for end in found.writers if end.label in {link[0] for link in joined}}
     readers = {end.label: end for end in found.readers if end.label in {link[1] for link in joined}}
-    grams = {source: _kept_table(found, writers[source], arrays) for source in writers if writers[source].kind in _TABLES}
+    sources = [label for label, end in writers.items() if end.kind == "embedding"]
+    grams = {label: _kept_table(found, writers[label], arrays) for label in sources}
     wide = {}
     for label, end in readers.items():
         matrix = found.read(end)
@@ -97,9 +99,6 @@ def _keep_directions(found: Paths, links: list[tuple[str, str, float]], arrays: 
             if factor and f"S {label} | {reader}" not in arrays:
                 squares = ((matrix @ gram) * matrix).sum(1).unflatten(0, (end.count, -1)).sum(1)
                 arrays[f"S {label} | {reader}"] = _root(squares, factor)[:, None]
-
-
-_TABLES = ("embedding",)
 
 
 def _kept_table(found: Paths, end: End, arrays: dict[str, np.ndarray]) -> Tensor | None:
@@ -133,7 +132,8 @@ def _links(found: Paths, arrays: dict[str, np.ndarray]) -> list[tuple[str, str, 
         # Steps of a cell share names, and each has a map of its own.
         flat = [not (writer.step or end.step or is_image(writer.joint) or is_image(end.joint)) for end in behind]
         joints = {end.joint.value: end.joint for end, plain in zip(behind, flat, strict=True) if plain}
-        between = dict(zip(joints, factors(found.frozen, writer.joint, list(joints.values()), found.position), strict=True))
+        made = factors(found.frozen, writer.joint, list(joints.values()), found.position)
+        between = dict(zip(joints, made, strict=True))
         for reader, plain in zip(behind, flat, strict=True):
             factor = between[reader.joint.value] if plain else float("nan")
             if not factor:  # no path, or another step of a cell

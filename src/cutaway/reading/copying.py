@@ -35,8 +35,9 @@ def copying_score(
     return float(values.real.sum() / values.abs().sum().clamp(min=1e-30))
 
 
-def copying_control(into: int, out: int, rank: int, meeting: Tensor, count: int, seed: int) -> tuple[float, float]:
-    """(mean, standard deviation) of the copying score of heads drawn at random."""
+def copying_control(shape: tuple[int, int, int], meeting: Tensor, count: int, seed: int) -> tuple[float, float]:
+    """(mean, standard deviation) of the copying score of heads drawn at random; `shape`: into, out, rank."""
+    into, out, rank = shape
     drawn = torch.Generator().manual_seed(seed)
     scores = []
     for _ in range(count):

@@ -70,7 +70,8 @@ def contributed(trace: Trace, site: str, top: int = 10, *, neurons: bool = True)
     for other, part in parts:
         _collect(rows, lifted, other, None, part / (scale or 1.0), neurons)
     port = places[0][1][0].port
-    listed = [Contribution(label, port, share, at) for label, (_, share, _, at) in rows.items() if abs(share) > _NOTHING]
+    kept = [(label, share, at) for label, (_, share, _, at) in rows.items() if abs(share) > _NOTHING]
+    listed = [Contribution(label, port, share, at) for label, share, at in kept]
     listed.sort(key=lambda row: -abs(row.share))
     return Contributions(site, tuple(listed[:top]), constant / (scale or 1.0), len(listed))
 

@@ -81,6 +81,12 @@ class Index:
 
     def _ends(self, site: str, side: str) -> list[tuple[End, int | None, list[int] | None]]:
         """(end, component, rows of a vocabulary) for all that a site names; [] where it names the other side alone."""
+        found = self._named_by(site, side)
+        if not found and not self._named_by(site, "readers" if side == "writers" else "writers"):
+            raise unknown(site, [*self.known("writers"), *self.known("readers")])
+        return found
+
+    def _named_by(self, site: str, side: str) -> list[tuple[End, int | None, list[int] | None]]:
         match = _SITE.fullmatch(site.strip())
         name = match["component"] if match else ""
         found = []
@@ -99,18 +105,7 @@ class Index:
                 continue
             if slot < end["count"]:
                 found.append((end, slot, None))
-        both = [*self.known("writers"), *self.known("readers")]
-        if not found and not self._other(site, side):
-            raise unknown(site, both)
         return found
-
-    def _other(self, site: str, side: str) -> bool:
-        """Whether a site names something on the other side, so that nothing here is no mistake."""
-        other = "readers" if side == "writers" else "writers"
-        name = site.split("[")[0]
-        return any(
-            name.startswith(end["name"]) and _PART.fullmatch(name[len(end["name"]) :]) for end in self.facts[other]
-        )
 
     def _rows_of(self, name: str, rows: slice | list[int]) -> np.ndarray:
         if name not in self.arrays:

@@ -8,6 +8,7 @@ transpose).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from math import prod
 
@@ -45,7 +46,8 @@ def factors(frozen: Frozen, start: Units, ends: list[Units], position: int) -> l
     """For each end, the factor, where the map between equally many units is the identity times one; NaN where it is
     anything else, and None where no wiring leads there."""
     found: list[float | None] = [None if end.value != start.value else 1.0 for end in ends]
-    open_ends = [at for at, end in enumerate(ends) if end.value != start.value and leads(frozen, start.value, end.value)]
+    others = [at for at, end in enumerate(ends) if end.value != start.value]
+    open_ends = [at for at in others if leads(frozen, start.value, ends[at].value)]
     if not open_ends:
         return found
     rows = torch.randn(2, _count(start), generator=torch.Generator().manual_seed(0))
@@ -118,7 +120,9 @@ def ways(frozen: Frozen, start: Units, end: Units) -> tuple[Callable[[Tensor], T
             out = frozen.run(steps, {start.value: x})[end.value]
             rows = rows.to(out.dtype)
             try:
-                found = torch.autograd.grad(out, x, rows, is_grads_batched=True, retain_graph=True)[0]
+                with warnings.catch_warnings():  # torch loads decompositions of some gradients by a deprecated way
+                    warnings.simplefilter("ignore")
+                    found = torch.autograd.grad(out, x, rows, is_grads_batched=True, retain_graph=True)[0]
             except RuntimeError:  # an op whose gradient has no batching rule
                 found = torch.stack([torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in rows])
         return found.float()

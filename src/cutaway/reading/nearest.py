@@ -52,6 +52,7 @@ class Table:
         self.labels = labels
         self.fast = self._fast()
         self.controls: dict[tuple[int, int], tuple[float, float]] = {}
+        self._meeting: tuple[Table, Tensor] | None = None
 
     @cached_property
     def mean(self) -> Tensor:
@@ -62,6 +63,12 @@ class Table:
     def covariance(self) -> Tensor:
         """[d, d]: the covariance of the entries."""
         return self.rows.mT @ self.rows / len(self.rows) - torch.outer(self.mean, self.mean)
+
+    def meeting(self, other: Table) -> Tensor:
+        """[d, other's d]: the products of coordinates, summed over entries that both tables have a row for."""
+        if self._meeting is None or self._meeting[0] is not other:
+            self._meeting = other, self.rows.mT @ other.rows
+        return self._meeting[1]
 
     def control(self, count: int, seed: int) -> tuple[float, float]:
         """(mean, standard deviation) of the peak of `count` random directions."""

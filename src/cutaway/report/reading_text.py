@@ -46,8 +46,8 @@ def _shown(entry: str) -> str:
 def xrefs(result: Data) -> RenderableType:
     """Writers and readers of a site with their shares."""
     found: list[RenderableType] = [network(result["facts"])]
-    title = Text.assemble((result["site"], "bold"), f"  {result['how']}", ("  " + result["note"], "dim"))
-    found.append(title)
+    how = "by weights" if result["how"] == "static" else "in this run"
+    found += [Text.assemble((result["site"], "bold"), f"  {how}"), indent(Text(result["note"], style="dim"))]
     if result.get("inputs") and result["inputs"][0]:
         found.append(indent(Text(" ".join(token.strip() for token in result["inputs"][0][-MOST_TOKENS:]), style="dim")))
     for side in ("writers", "readers"):
@@ -70,10 +70,11 @@ def _side(result: Data, side: str) -> list[RenderableType]:
         name = Text(row["name"], style="bold")
         if static and side == "writers" and several:
             name.append(f" → {row['port']}", style="dim")
-        cells = [name, f"{row['strength']:.3f}"] if static else [
-            name, row["port"] if side == "writers" and several else "", "" if row["position"] < 0 else str(row["position"])
-        ]  # fmt: skip
-        table.add_row(*cells, bar(row["share"]))
+        port = row["port"] if side == "writers" and several else ""
+        if static:
+            table.add_row(name, f"{row['strength']:.3f}", bar(row["share"]))
+        else:
+            table.add_row(name, port, "" if row["position"] < 0 else str(row["position"]), bar(row["share"]))
     name, note = ROW[side]
     constants = {site: part for site, part in result.get("constants", {}).items() if abs(part) >= 0.005}
     if side == "writers" and constants:

@@ -187,8 +187,8 @@ class _Pass:
                 if self.last[value] == index:
                     self.held.pop(value, None)
         self._join(len(graph.ops))
-        at = front.range(front.target, self.start)
-        found = self._get(front.target, at)
+        whole = (0, front.sizes.length)
+        found = self._get(front.target, front.range(front.target, self.start) if front.alone else whole)
         lay = front.sizes.lays[front.target]
         return found.unflatten(lay.batch, (len(self.worlds), -1)).movedim(lay.batch, 0)
 
