@@ -28,9 +28,9 @@ Row = dict[str, Any]
 PEER = "TransformerLens 4.3.0"
 # name, unit, goal, the peer's job
 JOBS: dict[str, tuple[str, float | None, str]] = {
-    "what all 36,864 neurons write: 6 tokens each way, z": ("writes", 60.0, "writes"),
-    "strings, everything (neurons both ways, heads' OV and QK)": ("strings", 120.0, ""),
-    "xrefs: build the index and keep it in a project": ("index", 60.0, ""),
+    "what all 36,864 neurons write: 6 tokens each way, z": ("writes", None, "writes"),
+    "strings, everything (neurons both ways, heads' OV and QK)": ("strings", None, ""),
+    "xrefs: build the index and keep it in a project": ("index", None, ""),
     "xrefs: writers of a neuron, from the project": ("ask neuron", 1.0, ""),
     "xrefs: writers and readers of a head, from the project": ("ask head", 1.0, ""),
     "xrefs in a run: who contributed to one logit": ("contributed", None, ""),

@@ -9,10 +9,13 @@ W_out times W_U, and the six largest and smallest entries of every neuron) or `c
 import json
 import resource
 import sys
+import tempfile
 import time
 
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+import transformers
+from tokenizers import Tokenizer, models
+from transformer_lens.model_bridge import TransformerBridge
 
 
 def peak():
@@ -27,15 +30,27 @@ def writes(model):
     return found
 
 
+def shape():
+    """GPT-2 small's shape with random weights, by way of a folder, for that is how a bridge is made without a hub."""
+    end = "<|endoftext|>"
+    words = Tokenizer(models.WordLevel({end: 0}, unk_token=end))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token=end, bos_token=end, eos_token=end, pad_token=end
+    )
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        model = TransformerBridge.boot_transformers(folder, device="cpu")
+    model.enable_compatibility_mode(no_processing=True)
+    return model
+
+
 def main():
     job, threads = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    config = HookedTransformerConfig(
-        n_layers=12, d_model=768, n_ctx=1024, d_head=64, n_heads=12, d_mlp=3072, d_vocab=50257, act_fn="gelu_new",
-        normalization_type="LNPre", seed=0,
-    )  # fmt: skip
-    model = HookedTransformer(config)
+    model = shape()
     jobs = {"writes": lambda: writes(model), "composition": lambda: model.all_composition_scores("K")}
     before = peak()
     start = time.perf_counter()

@@ -132,8 +132,8 @@ def _links(found: Paths, arrays: dict[str, np.ndarray]) -> list[tuple[str, str, 
         # Steps of a cell share names, and each has a map of its own.
         flat = [not (writer.step or end.step or is_image(writer.joint) or is_image(end.joint)) for end in behind]
         joints = {end.joint.value: end.joint for end, plain in zip(behind, flat, strict=True) if plain}
-        made = factors(found.frozen, writer.joint, list(joints.values()), found.position)
-        between = dict(zip(joints, made, strict=True))
+        known = factors(found.frozen, writer.joint, list(joints.values()), found.position)
+        between = dict(zip(joints, known, strict=True))
         for reader, plain in zip(behind, flat, strict=True):
             factor = between[reader.joint.value] if plain else float("nan")
             if not factor:  # no path, or another step of a cell

@@ -104,7 +104,7 @@ def _steps(lifted: Lifted, name: str, reading: bool) -> list[tuple[Block, list[R
     steps = sorted({block.step for block in blocks if block.name == whole})
     rest = name[len(whole) :]
     spelled = [name] if len(steps) < 2 or rest.startswith("@") else [f"{whole}@{step}{rest}" for step in steps]
-    found = []
+    found: list[tuple[Block, list[Read], int | None]] = []
     for at, text in enumerate(spelled):
         try:
             block, read, slot = component(lifted, text, reading)
@@ -138,8 +138,8 @@ def used(trace: Trace, site: str, top: int = 10, *, neurons: bool = True) -> Con
                 found[read.value] = part
             elif read.value in frozen.writes and read.value == other.write and other is not block:
                 found |= _changes(frozen, block.write, part, [read.value], set(frozen.writes) - {read.value})
-        for value, change in found.items():
-            changes[value] = changes[value] + change if value in changes else change
+        for place, more in found.items():
+            changes[place] = changes[place] + more if place in changes else more
     rows: dict[str, tuple[str, float, float, int]] = {}
     for other, read in reads:
         change = changes.get(read.value)

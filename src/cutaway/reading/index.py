@@ -89,7 +89,7 @@ class Index:
     def _named_by(self, site: str, side: str) -> list[tuple[End, int | None, list[int] | None]]:
         match = _SITE.fullmatch(site.strip())
         name = match["component"] if match else ""
-        found = []
+        found: list[tuple[End, int | None, list[int] | None]] = []
         for end in self.facts[side]:
             part = _PART.fullmatch(name[len(end["name"]) :]) if name.startswith(end["name"]) else None
             if part is None or part["port"] not in (None, end["port"]):

@@ -67,14 +67,14 @@ def _side(result: Data, side: str) -> list[RenderableType]:
         table, indented = grid("", "into" if side == "writers" else "", "at>", "share")
     several = len({row["port"] for row in rows}) > 1
     for row in rows:
-        name = Text(row["name"], style="bold")
+        shown = Text(row["name"], style="bold")
         if static and side == "writers" and several:
-            name.append(f" → {row['port']}", style="dim")
+            shown.append(f" → {row['port']}", style="dim")
         port = row["port"] if side == "writers" and several else ""
         if static:
-            table.add_row(name, f"{row['strength']:.3f}", bar(row["share"]))
+            table.add_row(shown, f"{row['strength']:.3f}", bar(row["share"]))
         else:
-            table.add_row(name, port, "" if row["position"] < 0 else str(row["position"]), bar(row["share"]))
+            table.add_row(shown, port, "" if row["position"] < 0 else str(row["position"]), bar(row["share"]))
     name, note = ROW[side]
     constants = {site: part for site, part in result.get("constants", {}).items() if abs(part) >= 0.005}
     if side == "writers" and constants:

@@ -18,7 +18,7 @@ from .inside import OPAQUE
 from .interventions import Intervention, add, apply, patch, scale
 from .plain import Plain
 from .replay import execute, plan
-from .structure import swap, tensors
+from .structure import fresh, tensors, within
 from .trace import Trace
 from .worlds import over
 
@@ -112,7 +112,12 @@ class Comparison:
 
     def agree(self, got: Any, want: Any) -> None:
         """Note how far an edited run is from the plain one."""
-        self.errors["hook_error"].append(difference(got, want))
+        self.errors["hook_error"].append(self.apart(got, want))
+
+    def apart(self, got: Any, want: Any) -> float:
+        """The difference of two outputs, of what their caches hold too."""
+        inner = difference(within(got), within(want)) if self.trace.tape.inner else 0.0
+        return max(difference(got, want), inner)
 
     def made(self, edit: Intervention, want: Any, live: bool = False) -> None:
         """Compare the output with an edit to the one wanted; where they matter, edits must have been made once."""
@@ -132,8 +137,8 @@ class Comparison:
             self.problems.append(f"the network returned no tensor but a {kind}, so there is nothing to compare")
             return
         before = torch.get_rng_state()
-        want, after = self.plain.run(lambda output: (swap(output, Tensor, torch.clone), torch.get_rng_state()))
-        self.errors["parity"].append(difference(trace.output, want))
+        want, after = self.plain.run(lambda output: (fresh(output), torch.get_rng_state()))
+        self.errors["parity"].append(self.apart(trace.output, want))
         if any(tensor.is_floating_point() and not tensor.is_nested and tensor.isnan().any() for tensor in found):
             self.problems.append(f"the output holds NaN, first made at '{self.first_nan()}'")
         if not graph.cone(set(graph.inputs)) & set(graph.outputs) and graph.inputs:

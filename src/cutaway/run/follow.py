@@ -27,7 +27,7 @@ from .calls import kind_of
 from .keep import Kept
 from .memory import storage_of
 from .replay import agrees
-from .structure import ATOMS, Ref, swap, tensors
+from .structure import ATOMS, Ref, swap, tensors, within
 from .tape import Tape
 from .targets import targets
 from .untouched import Seal, Snapshot, untouched
@@ -72,7 +72,7 @@ class Guide:
         leaves = {value: tensor for value, tensor in tape.leaves.items() if value not in held}
         asked = [value for op in tape.graph.ops if not op.outputs for value in op.inputs]
         guarded = bool(asked) and not tape.graph.cone(set(tape.graph.inputs)).isdisjoint(asked)
-        return cls(Tape(tape.graph, tape.calls, leaves, {}), snapshot, guarded=guarded)
+        return cls(Tape(tape.graph, tape.calls, leaves, {}, inner=tape.inner), snapshot, guarded=guarded)
 
     def expected(self) -> list[_Step]:
         """The calls in order, made when first asked for."""
@@ -116,7 +116,7 @@ def follow(
 ) -> tuple[Tape, Any] | None:
     """`model(*args, **kwargs)` and its tape by a guide; None when the run went another way than the guide."""
     graph = guide.tape.graph
-    tape = Tape(graph, guide.tape.calls, {}, {})
+    tape = Tape(graph, guide.tape.calls, {}, {}, inner=guide.tape.inner)
     given = list(tensors((args, kwargs)))
     tape.leaves = dict(zip(graph.inputs, given, strict=True)) | guide.tape.leaves
     watchers = _watchers(guide, tape, keep)
@@ -139,8 +139,11 @@ def follow(
     shapes = [graph.values[value].shape for value in graph.outputs]
     if [tensor.shape for tensor in made] != shapes or [tensor._version for _, tensor in buffers] != before:
         return None
-    for value, tensor in zip(graph.outputs, made, strict=True):
-        if value not in tape.leaves:
+    held = within(out) if tape.inner else []
+    if len(held) != len(tape.inner):
+        return None
+    for value, tensor in (*zip(graph.outputs, made, strict=True), *zip(tape.inner, held, strict=True)):
+        if value >= 0 and value not in tape.leaves:
             tape.kept.setdefault(value, tensor)
     tape.seals = {value: Seal(tensor) for value, tensor in buffers}
     tape.assumed = not any(watcher.wanted is None for watcher in watchers)

@@ -215,7 +215,7 @@ class Network:
         try:
             # What a run writes into its inputs, a cache for example, stays its own.
             own_args, own_kwargs = fresh((args, kwargs))
-            tape, output = record_tape(self.module, own_args, own_kwargs, keep, edits, snapshot)
+            tape, output = record_tape(self.module, own_args, own_kwargs, keep, edits, snapshot, (args, kwargs))
         finally:  # a run that writes into its weights has put them back, but their versions have moved on
             self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
         if tape.graph.outputs and not tape.graph.rooted():

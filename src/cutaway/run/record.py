@@ -25,6 +25,9 @@ from .untouched import Seal, Snapshot, untouched
 from .watching import Edits, edited, watching
 
 
+_GRAD = Tensor.grad.__get__  # the gradient that a tensor holds: a value made before, if a recorded call made it
+
+
 class _Mode(TorchFunctionMode):
     """Sees torch calls and hands them to the logger."""
 
@@ -48,6 +51,11 @@ class _Mode(TorchFunctionMode):
         if kind.parts is not None:
             with self:
                 return kind.parts(*args, **kwargs)
+        if func is Tensor.backward:
+            with self:  # recorded as its parts, by what `watching` puts in place of this
+                return torch.autograd.backward(args[0], *_backward_arguments(*args[1:], **kwargs))
+        if func is _GRAD and (held := func(*args, **kwargs)) is not None and self.log.knows(held):
+            return held
         return self.run(kind, func, args, kwargs)
 
     def run(self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -91,8 +99,11 @@ def record_tape(
     keep: Kept | Checkpoints | bool = True,
     edits: Edits | None = None,
     snapshot: Snapshot | None = None,
+    given: Any = None,
 ) -> tuple[Tape, Any]:
     """Run `model(*args, **kwargs)` once and return its tape and its output; `snapshot` is of the model as it is now.
+
+    What the run writes into its arguments stays there, but for what they share with `given`, the caller's own.
 
     Raises ModelError when the forward pass raises; the model and torch are as before in any case.
     """
@@ -108,7 +119,7 @@ def record_tape(
             with uncollected(), untouched(model, snapshot) as drawn, torch.enable_grad(), watching(mode, model), mode:
                 out = model(*args, **kwargs)
             log.tape.pure = log.tape.pure and not drawn
-            out = log.settled(out)
+            out = log.settled(out, given, (args, kwargs))
         except CutawayError:
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 ATOMS = frozenset({int, float, str, bool, type(None)})
+_MOST_OBJECTS = 200_000
 _SHARED = (nn.Module, type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 
 
@@ -88,26 +90,43 @@ def tensors(tree: Any) -> Iterator[Tensor]:
         yield from (value for value in _held(tree).values() if isinstance(value, Tensor))
 
 
-def fresh(tree: Any) -> Any:
+def fresh(tree: Any, change: Callable[[Tensor], Tensor] = Tensor.clone) -> Any:
     """A copy of inputs, down to the tensors in objects such as caches, so that a run may write into all of it.
 
-    What cannot be copied is used as it is.
+    `change` gives what stands for a tensor in the copy. What cannot be copied is used as it is.
     """
-    memo: dict[int, Any] = {}
-    waiting, held = [tree], []
-    while waiting:
-        item = waiting.pop()
-        if id(item) in memo or type(item) in ATOMS:
-            continue
-        held.append(item)  # so that its id stays its own
-        memo[id(item)] = item.clone() if isinstance(item, Tensor) else item
-        if isinstance(item, (Tensor, *_SHARED)):
-            continue
-        if isinstance(item, Mapping):
-            waiting += item.values()
-        waiting += item if isinstance(item, (list, tuple, set)) else getattr(item, "__dict__", {}).values()
-    kept = {id(item): memo[id(item)] for item in held if isinstance(item, (Tensor, *_SHARED))}
+    kept = {id(item): change(item) if isinstance(item, Tensor) else item for item in _ends(tree)}
     try:
         return copy.deepcopy(tree, kept)
     except (TypeError, RuntimeError, NotImplementedError):
-        return swap(tree, Tensor, Tensor.clone)
+        return swap(tree, Tensor, change)
+
+
+def within(tree: Any) -> list[Tensor]:
+    """Every tensor of a structure, also those inside objects such as caches, each once, in a fixed order."""
+    return [item for item in _ends(tree) if isinstance(item, Tensor)]
+
+
+def _ends(tree: Any) -> list[Any]:
+    """What a copy does not look into, tensors first of all, each once, in the order in which they are met."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    found, held, seen = [], [], set[int]()  # held so that their ids stay their own
+    waiting = [tree]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        item = waiting.pop()
+        if type(item) in ATOMS or id(item) in seen:
+            continue
+        seen.add(id(item))
+        held.append(item)
+        if isinstance(item, (Tensor, *_SHARED)):
+            found.append(item)
+            continue
+        inner: list[Any] = []
+        if isinstance(item, Mapping):
+            inner += item.values()
+        elif dataclasses.is_dataclass(item) and not hasattr(item, '__dict__'):
+            inner += (getattr(item, field.name) for field in dataclasses.fields(item))
+        inner += item if isinstance(item, (list, tuple, set, deque)) else getattr(item, "__dict__", {}).values()
+        waiting += reversed(inner)
+    return found

@@ -16,7 +16,7 @@ import copy
 import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -28,7 +28,7 @@ from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
 from .keep import Checkpoints, Kept
 from .memory import overlap, scattered, spans, storage_of, viewed
-from .structure import ATOMS, Ref, atomic, swap, tensors
+from .structure import ATOMS, Ref, atomic, fresh, swap, tensors, within
 from .untouched import Seal
 
 Writes = list[tuple[int | str, Tensor]]
@@ -57,7 +57,8 @@ class Call:
 class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
     written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints.
-    `assumed`: the graph is an earlier run's, and nobody has looked yet whether it gives this run's output."""
+    `assumed`: the graph is an earlier run's, and nobody has looked yet whether it gives this run's output. `inner` are
+    the values of all tensors in the output, -1 for what the run did not make, where objects such as caches hold some."""
 
     graph: Graph
     calls: list[Call]
@@ -69,6 +70,7 @@ class Tape:
     sparse: bool = False
     assumed: bool = False
     generators: list[torch.Generator] = field(default_factory=list)
+    inner: tuple[int, ...] = ()
 
 
 class Logger:
@@ -85,6 +87,7 @@ class Logger:
         self.stack: list[int] = [0]
         self._dtypes: dict[torch.dtype, str] = {}
         self.restore: list[tuple[Tensor, Tensor]] = []
+        self.own: frozenset[int] = frozenset()
         self.states: list[Tensor] = []
         self._ids: dict[int, tuple[Callable[[], Tensor | None], int]] = {}
         # Who lies on which storage: asked for by writes alone, so kept from the first write on.
@@ -192,25 +195,38 @@ class Logger:
                 found.append(tensor)
         return found
 
-    def settled(self, out: Any) -> Any:
-        """End of the run: the output's values noted, and copied where undoing the run's writes would change them."""
+    def settled(self, out: Any, given: Any, copied: Any) -> Any:
+        """End of the run: the output's values noted, and copied where undoing the run's writes would change them.
+
+        `copied` is what the run was given, a copy of the caller's `given`; what was written into it stays written, for
+        the output may hold it, a cache for example.
+        """
         graph = self.tape.graph
-        undone = {storage_of(live) for live, _ in self.restore}
+        written = {storage_of(live) for live, _ in self.restore}
+        if written:
+            shared = {storage_of(tensor) for tensor in within(given)}
+            self.own = frozenset({storage_of(tensor) for tensor in within(copied)} - shared)
         copies: dict[int, Tensor] = {}
 
-        def copied(tensor: Tensor) -> Tensor:
-            if storage_of(tensor) not in undone:
+        def apart(tensor: Tensor, written: set[int] = written) -> Tensor:
+            if storage_of(tensor) not in written:
                 return tensor
             # A parameter is a leaf again by now, and no gradient may reach it from what was kept.
             return copies.setdefault(id(tensor), (tensor.detach() if tensor.is_leaf else tensor).clone())
 
         graph.outputs = [self.value(tensor) for tensor in tensors(out)]
-        for value, tensor in zip(graph.outputs, tensors(out), strict=True):
-            if value not in self.tape.leaves:
+        held = within(out)
+        inner = [self.value(tensor) if self.knows(tensor) else -1 for tensor in held]
+        self.tape.inner = inner_values(graph, inner)
+        for value, tensor in (*zip(graph.outputs, tensors(out), strict=True), *zip(inner, held, strict=True)):
+            if value >= 0 and value not in self.tape.leaves:
                 self.tape.kept.setdefault(value, tensor)
-        if undone:
-            self.tape.kept = {value: copied(tensor) for value, tensor in self.tape.kept.items()}
-            out = swap(out, Tensor, copied)
+        if written:
+            self.tape.kept = {value: apart(tensor) for value, tensor in self.tape.kept.items()}
+        if undone := written - self.own:
+            copies.clear()
+            deep = any(storage_of(tensor) in undone for tensor in held)
+            out = fresh(out, lambda tensor: apart(tensor, undone)) if deep else out
         return out
 
     def undo_writes(self) -> None:
@@ -221,7 +237,8 @@ class Logger:
         """
         with torch.no_grad():
             for live, saved in reversed(self.restore):
-                live.copy_(saved)
+                if storage_of(live) not in self.own:
+                    live.copy_(saved)
         for source, state in zip(self.tape.generators, self.states, strict=True):
             source.set_state(state)
 
@@ -419,6 +436,12 @@ class Logger:
                 return (code.co_filename, frame.f_lineno, code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
         return None
+
+
+def inner_values(graph: Graph, values: Sequence[int]) -> tuple[int, ...]:
+    """The values of all tensors in an output, or none where the graph's outputs are all there is to make again."""
+    made = {value for value in values if value >= 0 and graph.values[value].kind in ("op", "input")}
+    return () if made <= set(graph.outputs) else tuple(value if value in made else -1 for value in values)
 
 
 def _holding(tensor: Tensor) -> Callable[[], Tensor]:

@@ -25,7 +25,7 @@ from .memory import overlaps_itself
 from .proof import proven
 from .replay import Place, execute, plan
 from .sizes import Unfit, sizes
-from .structure import swap, tensors
+from .structure import fresh, swap, tensors, within
 from .tape import Tape
 from .trials import wavefront
 from .wavefront import Wavefront
@@ -225,8 +225,10 @@ class Trace:
         tape, places, edits, fired = self._edits(chain, inside)
         self._check_weights()
         targets = [self._find(tape, self._address(site))[0] for site in until] if until else tape.graph.outputs
+        inner = () if until else self.tape.inner  # what caches in the output hold
         try:
-            made = execute(tape, plan(tape, places, targets), edits, on_value=self._sized)
+            wanted = [*targets, *(value for value in inner if value >= 0)]
+            made = execute(tape, plan(tape, places, wanted), edits, on_value=self._sized)
         except (DivergenceError, RuntimeError):  # a call that now fails: the network may catch that, or not make it
             if inside or any("//" in self._address(what.site) for what in chain):
                 raise
@@ -235,7 +237,7 @@ class Trace:
             whole = [self.locate(site).unfolded(made[value]) for site, value in zip(until, targets, strict=True)]
             output: Any = tuple(self._part(site, value) for site, value in zip(until, whole, strict=True))
         else:
-            output = _rebuild(self.output, [made[value] for value in targets])
+            output = _rebuild(self.output, [made[value] for value in targets], [made.get(value) for value in inner])
         receipt = receipts(fired)
         return Trace(
             self.net, self.tape, self.args, self.kwargs, output, chain, receipt, False, {}, self._tapes, self._lifted
@@ -388,6 +390,11 @@ def main_output(output: Any) -> Tensor:
     raise InputError(f"The network returned no floating point tensor ({kind}), so there is no output to measure.")
 
 
-def _rebuild(output: Any, made: list[Tensor]) -> Any:
+def _rebuild(output: Any, made: list[Tensor], inner: Sequence[Tensor | None]) -> Any:
+    """An output with other tensors: `made` in its containers, or `inner` for all of them, those in objects too."""
+    if len(held := within(output)) == len(inner):  # else nothing is held in objects, or the caller changed the output
+        found = {id(old): old if new is None else new for old, new in zip(held, inner, strict=True)}
+        # A tensor of its own for each, so that the copy can take the place of the output in another replay.
+        return fresh(output, lambda old: found[id(old)].view_as(found[id(old)]) if id(old) in found else old)
     queue = iter(made)
     return swap(output, Tensor, lambda tensor: next(queue))
