@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
 from ..run.check import Check, check
 from ..run.network import Network
 from ..run.trace import Trace
-from .sums import edge_error
+from .sums import edge_errors
 
 __all__ = ["check_network"]
 
@@ -23,10 +25,10 @@ def check_network(
     """Check `net` on inputs: recording, replay, gradients, edits, lifted components, and sums over edges.
 
     `expected` maps a component's name to its (units, calls). A network that cannot be lifted is checked all the same;
-    the reason is one of its problems. Raises InputError and ModelError as `record` does.
+    the reason is one of its problems. Raises InputError for an `expected` of another form, and as `record` does.
     """
+    wanted = _wanted(expected)
     found, trace = check(net, *inputs, edits=edits, **kwargs)
-    wanted = None if expected is None else {name: list(pair) for name, pair in expected.items()}
     found = replace(found, expected=wanted)
     if trace.tape.problems:  # what left torch in the middle is not lifted
         return found
@@ -37,7 +39,19 @@ def check_network(
             first = (str(failure).strip() or type(failure).__name__).splitlines()[0]
             what = "its components could not be found" if step is _components else "its edges could not be added up"
             return replace(found, problems=(*found.problems, f"{what}: {first}"))
-    return found
+    return found.explained()
+
+
+def _wanted(expected: Any) -> dict[str, list[int]] | None:
+    if expected is None:
+        return None
+    if not isinstance(expected, Mapping):
+        raise InputError("What is expected is a dict of components' names to their (units, calls).")
+    for name, pair in expected.items():
+        counts = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, int) for part in pair)
+        if not counts:
+            raise InputError(f"What is expected of '{name}' is {pair!r}; give its (units, calls), such as (7, 1).")
+    return {name: list(pair) for name, pair in expected.items()}
 
 
 def _components(found: Check, trace: Trace) -> Check:
@@ -52,4 +66,10 @@ def _edges(found: Check, trace: Trace) -> Check:
         return replace(found, notes=(*found.notes, note))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the network warns of was said in the recording
-        return replace(found, edge_error=edge_error(trace))
+        errors = edge_errors(trace)
+    worst = max(errors, key=errors.__getitem__, default="")
+    found = replace(found, edge_error=errors[worst] if worst else None)
+    if worst and math.isinf(errors[worst]):
+        bent = f"the edges to '{worst}' cannot be added up, for what leads there is not linear"
+        return replace(found, problems=(*found.problems, bent))
+    return found

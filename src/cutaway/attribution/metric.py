@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, MetricError
+from ..errors import CutawayError, InputError, MetricError
 from ..run.network import Network
 
 Answer = str | int | Sequence[str] | Sequence[int] | Tensor
@@ -41,9 +41,11 @@ class Metric:
             output = output[:, 0]
         try:
             found = self.read(output, net)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MetricError(f"The metric '{self.name}' fails on this output: {reason}") from error
+        except CutawayError:
+            raise
+        except Exception as error:  # a function of the caller's own may raise anything
+            first = (str(error).strip() or "no message").splitlines()[0]
+            raise MetricError(f"The metric '{self.name}' fails on this output: {type(error).__name__}: {first}") from error
         if not isinstance(found, Tensor):
             made = type(found).__name__
             raise MetricError(f"The metric '{self.name}' gave a {made}; return a tensor, one number an example.")

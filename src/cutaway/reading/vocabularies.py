@@ -36,7 +36,7 @@ class HeadWords:
 
 @dataclass(eq=False)
 class Work:
-    """The work of one call: paths, tables and what has been found. `control`: how many random directions, and a seed."""
+    """The work of one call: paths, tables and what was found. `control`: how many random directions, and a seed."""
 
     trace: Trace
     found: Paths

@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 
+from .backward import taken_backward, taken_by_method
+
 # Calls that turn a tensor into Python values: what follows may depend on them, so a replay must see the same answer.
 GUARDS = frozenset("item tolist equal allclose is_nonzero numpy".split())
 _GUARD_DUNDERS = frozenset("__bool__ __int__ __float__ __index__ __complex__ __array__".split())
 # Python functions that are worth more as their parts than as one op.
 _COMPOSITE = {"multi_head_attention_forward"}
+_BACKWARD = {torch.Tensor.backward: taken_by_method, torch.autograd.backward: taken_backward}
 # Functions that write into arguments without saying so in their name or schema: those arguments, and the one that, when
 # it is given and true, makes them do it; each as (position, keyword).
 HIDDEN_WRITES: dict[str, tuple[tuple[tuple[int, str], ...], tuple[int, str]]] = {
@@ -119,7 +122,7 @@ def _classify(func: Any) -> Kind:
         writes = iop or raw in ("__setitem__", "__set__") or (name.endswith("_") and not dunder)
         writes = writes or not _is_torchs(func)
         inplace = _inplace_position(func)
-    parts = _with_parts_visible(func) if name in _COMPOSITE else None
+    parts = _BACKWARD.get(func) or (_with_parts_visible(func) if name in _COMPOSITE else None)
     guard = name in GUARDS or raw in _GUARD_DUNDERS
     hidden = schema is None and name in HIDDEN_WRITES
     return Kind(

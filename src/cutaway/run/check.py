@@ -8,9 +8,10 @@ compared is named; explanations of such a network are not to be trusted before t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +67,18 @@ class Check:
         """Verified, and the components are those expected, where something is expected."""
         return self.verified and (self.expected is None or self.expected == self.found)
 
+    def explained(self) -> Check:
+        """The same with a problem in words for components other than those expected, and for every infinite error."""
+        said = []
+        if self.expected is not None and self.found is not None:
+            names = dict.fromkeys([*self.expected, *self.found])
+            pairs = [(name, _in_words(self.found.get(name)), _in_words(self.expected.get(name))) for name in names]
+            said = [f"'{name}' is {got}, and {want} was expected" for name, got, want in pairs if got != want]
+        for what, error in self.errors.items():
+            if error is not None and not math.isfinite(error) and not any(what in text for text in self.problems):
+                said.append(f"the {what} could not be measured: shapes, dtypes or the number of values differ, or NaN")
+        return replace(self, problems=(*self.problems, *(text for text in said if text not in self.problems)))
+
     def record(self) -> dict[str, Any]:
         """Everything as JSON-able data. An infinite error (other shapes, a missing gradient) is 1e308."""
         keys = ("parity", "replay_error", "gradient_error", "edge_error", "hook_error")
@@ -101,7 +114,12 @@ def check(net: Network, *inputs: Any, edits: int = 3, **kwargs: Any) -> tuple[Ch
     comparison.problems += [f"the {what} changed while the network was recorded and run" for what in left]
     worst = {field: max(errors, default=None) for field, errors in comparison.errors.items()}
     figures = (worst["parity"], worst["replay_error"], worst["gradient_error"], worst["hook_error"])
-    return Check(net.name, *figures, problems=tuple(comparison.problems), notes=tuple(comparison.notes)), trace
+    found = Check(net.name, *figures, problems=tuple(comparison.problems), notes=tuple(comparison.notes))
+    return found.explained(), trace
+
+
+def _in_words(pair: list[int] | None) -> str:
+    return "not there" if pair is None else f"{pair[0]} units × {pair[1]} calls"
 
 
 def _as_given(net: Network, inputs: Sequence[Any], trace: Trace) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CutawayError, DivergenceError, SiteError
+from ..errors import CutawayError, DivergenceError, ModelError, SiteError
 from ..graph import ModuleCall
 from .inside import OPAQUE
 from .interventions import Intervention, add, apply, patch, scale
@@ -68,6 +68,7 @@ class Comparison:
         self.plain = Plain(trace.net.module, trace.args, trace.kwargs, trace.tape.generators)
         self.problems = list(trace.tape.problems)
         self.notes: list[str] = []
+        self.ungraded = ""
         names = ("parity", "replay_error", "gradient_error", "hook_error")
         self.errors: dict[str, list[float]] = {name: [] for name in names}
         dtypes = {value.dtype for value in trace.graph.values}
@@ -96,10 +97,20 @@ class Comparison:
             with self.comparing(f"the weight '{name}'"), suppress(DivergenceError, SiteError):
                 changed = self.plain.run(parameter=name, change=lambda value: value * 0.5)
                 self.made(scale(f"param:{name}", 0.5), changed)
+        if not self.errors["gradient_error"]:
+            self.notes.append(f"gradients were not compared, for {self.untested(calls, edits)}")
         with self.comparing("another input"):
             self.other_input()
         with self.comparing("an interrupted run"):
             self.interrupted(calls)
+
+    def untested(self, calls: Sequence[ModuleCall], edits: int) -> str:
+        """Why no gradient was compared."""
+        if edits < 1 or not self.trace.graph.outputs:
+            return "no edits were asked for" if edits < 1 else "the network returned no tensor"
+        if not calls:
+            return "no module within the network returns one new floating point tensor that was kept"
+        return self.ungraded or "the comparison did not come to an end"
 
     @contextmanager
     def comparing(self, what: str) -> Iterator[None]:
@@ -191,7 +202,7 @@ class Comparison:
             same = trace.replay(patch(call.name, trace)).output
             self.agree(same, self.plain.run(at=at, change=lambda out: own.clone()))
         if self.exact:
-            with suppress(DivergenceError):  # the network reads numbers in Python: its worlds are runs of their own
+            with suppress(DivergenceError, ModelError):  # it reads numbers in Python, or takes a gradient that this cuts
                 self.agree(*self.worlds(value))
 
     def worlds(self, value: int) -> tuple[Tensor, Tensor]:
@@ -229,9 +240,15 @@ class Comparison:
             except (RuntimeError, TypeError):
                 if replayed:
                     raise
-                return None  # the network itself cannot be differentiated: it writes over what its gradient needs
+                self.ungraded = "the network itself cannot be differentiated: it writes over what its gradient needs"
+                return None
+        if found[0] is None and found[1] is None:
+            self.ungraded = "no gradient leads from the output to the modules that were tried"
+            return None
         if found[0] is None or found[1] is None:
-            return None if found[0] is found[1] else float("inf")
+            where = "in the network but not in a replay" if found[1] is None else "in a replay but not in the network"
+            self.problems.append(f"the gradient at '{call.name}' is there {where}")
+            return float("inf")
         return difference(found[1], found[0])
 
     def other_input(self) -> None:

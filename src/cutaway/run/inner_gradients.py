@@ -9,13 +9,12 @@ from inputs that require gradients. An edit between them then acts as a hook doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ModelError
 from .structure import Ref, swap
@@ -49,59 +48,6 @@ def inner_gradients(tape: Tape) -> list[Inner]:
                 waiting.extend(tape.graph.ops[maker].inputs)
         found.append(Inner(op.index, frozenset(span), frozenset(roots)))
     return found
-
-
-def taken_backward(
-    roots: Tensor | Sequence[Tensor],
-    gradients: Tensor | Sequence[Tensor | None] | None,
-    retain_graph: bool | None,
-    create_graph: bool,
-    inputs: Tensor | Sequence[Tensor] | None,
-    alive: Iterable[Tensor],
-) -> None:
-    """What `torch.autograd.backward` does, by `torch.autograd.grad` and additions that a recording sees.
-
-    Gradients go to `inputs`, else to the leaves below `roots` and to tensors among `alive` that retain theirs.
-    """
-    listed = [roots] if isinstance(roots, Tensor) else list(roots)
-    if inputs is None:
-        with torch._C.DisableTorchFunction():
-            leaves = [*_leaves(listed), *(tensor for tensor in alive if tensor.requires_grad and tensor.retains_grad)]
-    else:
-        leaves = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    if not leaves:  # torch says what is wrong
-        torch.autograd.backward(listed, gradients, retain_graph, create_graph, inputs=inputs)
-        return
-    found = torch.autograd.grad(listed, leaves, gradients, retain_graph, create_graph, allow_unused=True)
-    for leaf, gradient in zip(leaves, found, strict=True):
-        with torch._C.DisableTorchFunction():
-            held = leaf.grad
-        if gradient is None:
-            continue
-        if held is None or create_graph:
-            gradient = gradient if held is None else held + gradient
-            with torch._C.DisableTorchFunction():
-                leaf.grad = gradient
-        else:
-            with torch.no_grad():
-                held += gradient
-
-
-def _leaves(roots: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that require gradients below some tensors, in the order in which they are met."""
-    found = {id(root): root for root in roots if root.grad_fn is None and root.requires_grad}
-    waiting: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
-    seen: set[Any] = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            found[id(leaf)] = leaf
-        waiting += [inner for inner, _ in node.next_functions if inner is not None]
-    return list(found.values())
 
 
 @contextmanager

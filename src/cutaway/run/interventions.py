@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis, edit_in
-from ..errors import InputError, SiteError
+from ..errors import CutawayError, InputError, SiteError
 from ..site import Index, Site, read_index
 
 
@@ -59,7 +59,10 @@ def add(site: str | Site, vector: Tensor, factor: float = 1.0, basis: Basis | No
 
 
 def scale(site: str | Site, factor: float | Tensor, basis: Basis | None = None) -> Intervention:
-    """Multiply by a factor."""
+    """Multiply by a factor. Raises InputError for NaN, which would spread to all that follows."""
+    plain = isinstance(factor, (int, float)) or (isinstance(factor, Tensor) and not torch._C._functorch.is_batchedtensor(factor))
+    if plain and bool(torch.as_tensor(factor).isnan().any()):
+        raise InputError(f"The factor for '{site}' is NaN; give a number.")
     return Intervention(Site.parse(site), "scale", factor, basis)
 
 
@@ -208,8 +211,11 @@ def editor(
         other = None if source is None else take(source, where, keep=True)
         try:
             new = in_basis(part, other)
-        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except CutawayError:
+            raise
+        except Exception as error:  # a function of the caller's own may raise anything
+            first = (str(error).strip() or "no message").splitlines()[0]
+            reason = f"the function given raised {type(error).__name__}: {first}" if what.kind == "apply" else first
             raise InputError(f"The edit '{what.kind}' at '{what.site}' cannot be made: {reason}") from error
         if not isinstance(new, Tensor):
             raise InputError(f"The edit at '{what.site}' gave a {type(new).__name__}; return a tensor.")
@@ -221,13 +227,10 @@ def editor(
                 )
             new = new.to(part.dtype)
         if new.shape != part.shape:
-            try:
-                new = new.expand(part.shape)
-            except RuntimeError:
-                raise InputError(
-                    f"The edit at '{what.site}' gave a value of shape {tuple(new.shape)} where "
-                    f"{tuple(part.shape)} was; return the same shape."
-                ) from None
+            raise InputError(
+                f"The edit at '{what.site}' gave a value of shape {tuple(new.shape)} where {tuple(part.shape)} was; "
+                "return the same shape."
+            )
         return put(value, where, new)
 
     return change

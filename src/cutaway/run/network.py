@@ -22,6 +22,7 @@ from .trace import Trace, receipts
 from .untouched import Seal, Snapshot
 from .views import written_through
 
+_MOST_SUMMED = 1 << 30  # bytes of weights that are summed up when they are opened, in a quarter of a second
 _MOST_GUIDES = 8  # forms of inputs whose last recording is remembered
 
 
@@ -59,8 +60,9 @@ class Network:
         self.processor = processor
         self.defaults = defaults or {}
         self.lifter = lifter
+        small = sum(parameter.nbytes for parameter in module.parameters() if not parameter.is_meta) <= _MOST_SUMMED
         self._seals = [
-            (inner._parameters, key, f"{path}.{key}".lstrip("."), Seal(parameter))
+            (inner._parameters, key, f"{path}.{key}".lstrip("."), Seal(parameter, *[_MOST_SUMMED] * small))
             for path, inner in module.named_modules()
             if isinstance(inner._parameters, dict)  # compiled TorchScript inside makes new tensors whenever asked
             for key, parameter in inner._parameters.items()
@@ -233,11 +235,15 @@ class Network:
     def _keep(
         self, keep: str | Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Kept | Checkpoints | bool:
-        if keep == "checkpoints":
+        if isinstance(keep, str) and keep == "checkpoints":
             return Checkpoints()
-        if keep in ("all", "none"):
+        if isinstance(keep, str) and keep in ("all", "none"):
             return keep == "all"
-        names = [keep] if isinstance(keep, str) else list(keep)
+        names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise InputError(
+                f"keep= takes 'all', 'none', 'checkpoints' or sites as text, and got a {type(odd[0]).__name__}."
+            )
         raw = [name for name in names if "/" in name or "*" in name]
         if lifted := [name for name in names if name not in raw]:
             reference = self._record(args, kwargs, False)

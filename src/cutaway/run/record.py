@@ -25,9 +25,6 @@ from .untouched import Seal, Snapshot, untouched
 from .watching import Edits, edited, watching
 
 
-_GRAD = Tensor.grad.__get__  # the gradient that a tensor holds: a value made before, if a recorded call made it
-
-
 class _Mode(TorchFunctionMode):
     """Sees torch calls and hands them to the logger."""
 
@@ -45,17 +42,17 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs)
         if kind.plain and not self.edits and "out" not in kwargs:
             out = func(*args, **kwargs)
+            if kind.name == "grad" and isinstance(out, Tensor) and self.log.knows(out):
+                return out  # what a tensor holds as its gradient was made by a call before
             if isinstance(out, Tensor) or (type(out) is not torch.Size and next(tensors(out), None) is not None):
                 self.log.log(kind, func, args, kwargs, self.log.pack(args, kwargs), out, [])
             return out
         if kind.parts is not None:
+            if kind.name == "backward":
+                kwargs = {**kwargs, "alive": self.log.alive()}
+                self.log.tape.pure = False
             with self:
                 return kind.parts(*args, **kwargs)
-        if func is Tensor.backward:
-            with self:  # recorded as its parts, by what `watching` puts in place of this
-                return torch.autograd.backward(args[0], *_backward_arguments(*args[1:], **kwargs))
-        if func is _GRAD and (held := func(*args, **kwargs)) is not None and self.log.knows(held):
-            return held
         return self.run(kind, func, args, kwargs)
 
     def run(self, kind: Kind, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,6 +75,8 @@ class _Mode(TorchFunctionMode):
         if not targets and not kind.guard and not isinstance(out, (Tensor, tuple, list)):
             return out
         if type(out) is torch.Size:
+            return out
+        if kind.name == "grad" and isinstance(out, Tensor) and log.knows(out):
             return out
         packed = packed or log.pack(args, kwargs)
         if isinstance(kwargs.get("out"), (tuple, list)):

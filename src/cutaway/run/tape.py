@@ -332,6 +332,10 @@ class Logger:
             self.tape.kept = self.checkpoints.note(self._live())
         return index
 
+    def alive(self) -> list[Tensor]:
+        """The tensors with a value that are still there."""
+        return [tensor for ref, _ in list(self._ids.values()) if (tensor := ref()) is not None]
+
     def _live(self) -> list[tuple[int, Tensor]]:
         """The values of ops whose tensors are alive; those that are not are forgotten."""
         found, values = [], self.tape.graph.values

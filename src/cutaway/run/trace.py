@@ -78,6 +78,12 @@ class Trace:
     _tapes: dict[frozenset[str], Tape] = field(default_factory=dict, repr=False)
     _lifted: Any = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors((self.args, self.kwargs))) or "none"
+        edits = ", ".join(f"{what.kind} {what.site}" for what in self.interventions)
+        after = (f"; {edits}" if edits else "") + ("; run live" if self.live else "")
+        return f"Trace({self.net.name!r}, {len(self.graph.ops):,} ops, inputs {shapes}{after})"
+
     # ---- reading
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import nn
 _CONTAINERS = frozenset({dict, list, set, deque})
 _OPAQUE = (nn.Module, torch.Tensor, type, ModuleType, str, int, float, tuple, frozenset, type(None))
 _MOST_OBJECTS = 20_000
+_MOST_BYTES = 1 << 16  # of a tensor whose bytes are summed up without being asked
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -132,19 +134,30 @@ def untouched(model: nn.Module, snapshot: Snapshot | None = None) -> Iterator[li
 class Seal:
     """Shows whether somebody wrote into a tensor: by its version, its memory, and a few of its numbers.
 
-    Writes through `.data` leave no trace in the version; the sample notices them unless they miss it.
+    Writes through `.data` leave no trace in the version; the sample notices them unless they miss it. A write of what
+    was there already (a state dict loaded twice) breaks no seal if the tensor has at most `most` bytes, which are then
+    summed up.
     """
 
-    __slots__ = ("_place", "_sample", "_seen", "_version", "tensor")
+    __slots__ = ("_place", "_sample", "_seen", "_sum", "_version", "most", "tensor")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, most: int = _MOST_BYTES) -> None:
         plain = tensor.detach()
         self.tensor = tensor
+        self.most = most
         self._sample = None
         if plain.numel() and plain.layout == torch.strided and plain.is_contiguous() and not plain.is_complex():
             bits = _BITS[plain.dtype.itemsize]  # compared as integers, for NaN is not equal to itself
             self._sample = plain.view(-1)[:: max(plain.numel() // 8, 1)].view(bits)
         self._place, self._version, self._seen = self._now()
+        self._sum = self._summed()
+
+    def _summed(self) -> int | None:
+        """A checksum of all bytes, where they are few and at hand."""
+        plain = self.tensor.detach()
+        if self._sample is None or plain.device.type != "cpu" or type(plain) is not torch.Tensor:
+            return None
+        return zlib.crc32(plain.view(-1).view(torch.uint8).numpy().data) if plain.nbytes <= self.most else None
 
     def _now(self) -> tuple[int, int, Any]:
         version = 0 if self.tensor.is_inference() else self.tensor._version
@@ -155,11 +168,17 @@ class Seal:
         """A seal on the same contents: after a run that wrote into them and put them back, the version has moved on."""
         place, version, seen = self._now()
         same = (place, seen) == (self._place, self._seen) and version != self._version
-        return Seal(self.tensor) if same else self
+        return Seal(self.tensor, self.most) if same else self
 
     def broken(self) -> bool:
         """Whether the tensor is no longer what it was."""
-        return self._now() != (self._place, self._version, self._seen)
+        place, version, seen = self._now()
+        if (place, seen) != (self._place, self._seen):
+            return True
+        if version != self._version and (self._sum is None or self._sum != self._summed()):
+            return True
+        self._version = version
+        return False
 
 
 def _numpy_state() -> Any:
