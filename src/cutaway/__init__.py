@@ -35,6 +35,7 @@ _NAMES = {
     "composition": "lift.weights",
     "patch_sweep": "attribution.sweep",
     "forecast_sweep": "attribution.sweep",
+    "strings": "reading",
     "find_circuit": "circuits.search",
     "Circuit": "circuits.circuit",
     "verify": "claims.verify",

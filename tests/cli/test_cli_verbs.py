@@ -174,6 +174,15 @@ def test_doctor(cutaway: CommandLine) -> None:
     assert cutaway("doctor").status == 0
 
 
+def test_check(cutaway: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = cutaway.json("check", "counter")
+    assert result["ok"] and result["parity"] == 0 and not result["problems"]
+    assert "agrees with plain PyTorch" in cutaway("check", "counter").out
+    monkeypatch.setattr("cutaway.run.check.TOLERANCE", -1.0)
+    outcome = cutaway("check", "counter")
+    assert outcome.status == 1 and "is not verified" in outcome.out
+
+
 def test_every_verb_is_run_by_these_tests() -> None:
     text = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_cli_*.py"))
     for name in verbs():

@@ -52,3 +52,40 @@ def test_a_network_that_depends_on_something_outside_is_not_verified() -> None:
     found = cw.check(Drifting(), torch.randn(2, 3))
     assert not found.verified
     assert found.parity > 0.1
+
+
+def test_components_other_than_expected_are_named() -> None:
+    module, args, _ = ZOO["mlp"].make()
+    found = cw.check(module, *args, expected={**ZOO["mlp"].expected, "L0.mlp": (3, 1)})
+    assert not found.verified and found.problems == ("L0.mlp: found [10, 1], expected [3, 1]",)
+
+
+def test_gradients_that_were_not_compared_come_with_the_reason() -> None:
+    class Descending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.detach().requires_grad_()
+            return x - torch.autograd.grad(self.f(x).sum(), x)[0]
+
+    found = cw.check(Descending(), torch.randn(2, 3))
+    assert found.gradient_error is None
+    assert any("gradients were not compared, for" in note for note in found.notes)
+
+
+def test_an_infinite_error_comes_with_a_problem_in_words() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                h = self.a(x)
+            return self.b(h)
+
+    found = cw.check(Half(), torch.randn(2, 3))
+    assert found.gradient_error == float("inf")
+    assert any("the gradient at 'a' is there in a replay but not in the network" in text for text in found.problems)

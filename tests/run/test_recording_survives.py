@@ -38,7 +38,7 @@ def test_a_tensor_given_as_the_mean_is_used(trace: cw.Trace) -> None:
 
 
 def test_a_change_to_nan_is_on_the_receipt(trace: cw.Trace) -> None:
-    assert math.isnan(trace.replay(cw.scale("L0.attn.h0", float("nan"))).receipt[0].change)
+    assert math.isnan(trace.replay(cw.apply("L0.attn.h0", lambda value: value * math.nan)).receipt[0].change)
 
 
 def test_the_output_called_logits_is_the_main_one() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import cutaway as cw
-from cutaway.errors import InputError, SiteError
+from cutaway.errors import CutawayError, DivergenceError, InputError, SiteError
 
 
 class Two(nn.Module):
@@ -44,6 +47,21 @@ def other_precision(h: Tensor) -> Tensor:
     return h
 
 
+def from_another_program(h: Tensor) -> Tensor:
+    out = subprocess.run([sys.executable, "-S", "-c", "print(2)"], capture_output=True, check=True).stdout
+    return h * int(out)
+
+
+def from_another_process(h: Tensor) -> Tensor:
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=lambda: queue.put(2.0))
+    process.start()
+    found = queue.get()
+    process.join()
+    return h * found
+
+
 REMEMBERED: dict[tuple[int, ...], Tensor] = {}
 
 
@@ -55,6 +73,8 @@ HOSTILE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "NaN in the middle": (infinite, "the output holds NaN, first made at '/div.0'"),
     "numbers from the system": (from_the_system, "output"),
     "a switch of torch": (other_precision, "default dtype changed"),
+    "a number from another program": (from_another_program, "starts another process"),
+    "a number from another process": (from_another_process, "starts another process"),
     "a cache outside the module": (from_a_stale_cache, "edits"),
 }
 
@@ -84,7 +104,43 @@ def test_dropout_that_was_left_on_is_noted() -> None:
 
 def test_an_edit_to_nan_is_on_its_receipt() -> None:
     trace = cw.open(Two()).record(x())
-    assert math.isnan(trace.replay(cw.scale("a", math.nan)).receipt[0].change)
+    assert math.isnan(trace.replay(cw.apply("a", lambda value: value * math.nan)).receipt[0].change)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda trace: trace.net.record(x(), keep=3), "keep= takes .*, not 3"),
+        (lambda trace: cw.check(Two(), x(), expected={"L0.mlp": 7}), "expected of 'L0.mlp' is 7"),
+        (lambda trace: cw.scale("a", math.nan), "factor for 'a' is NaN"),
+        (lambda trace: trace.replay(cw.apply("a", lambda value: 1 / 0)), "'a' cannot be made: .*ZeroDivisionError"),
+        (lambda trace: trace.replay(cw.apply("a", lambda value: value[:1])), r"'a' gave a value of shape \(1, 6\)"),
+        (lambda trace: cw.custom(lambda out: 1 / 0)(trace.logits, trace.net), "custom metric.*ZeroDivisionError"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(wrong: Callable[[cw.Trace], Any], says: str) -> None:
+    with pytest.raises(CutawayError, match=says) as caught:
+        wrong(cw.open(Two()).record(x()))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_weights_loaded_again_are_no_change() -> None:
+    module = nn.Sequential(Two(), nn.BatchNorm1d(2)).eval()
+    trace = cw.open(module).record(x())
+    module.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    assert torch.equal(trace.replay(cw.scale("0.a", 1.0)).logits, trace.logits)
+    assert torch.equal(trace.net.record(x()).logits, trace.logits)
+    with torch.no_grad():
+        module[0].a.weight.view(-1)[5] += 1  # not among the numbers that a seal looks at
+    with pytest.raises(DivergenceError, match="'0.a.weight' changed"):
+        trace.replay(cw.scale("0.a", 1.0))
+
+
+def test_a_trace_is_shown_in_one_line() -> None:
+    trace = cw.open(Two()).record(x())
+    assert repr(trace) == "Trace('Two', 3 ops, inputs (3, 6))"
+    live = trace.net.run_live(trace, [cw.zero("a")])
+    assert repr(live) == "Trace('Two', 4 ops, inputs (3, 6); zero a; run live)"
 
 
 def test_every_edit_has_a_receipt_in_its_order() -> None:

@@ -13,7 +13,7 @@ HEAD = """# The zoo
 Small networks with random weights, each built from a config or as a plain module. All go through `cutaway zoo`: the
 recorded output is the untouched network's; replay gives the recording again; edits and gradients are those of plain
 hooks; every reader's input is the sum of what its writers contribute; and lifting finds the components below. Any other
-network takes the same way with `cutaway.check(module, inputs)`.
+network takes the same way with `cutaway.check(module, inputs)`, or `cutaway check NAME|FOLDER --text …` in a terminal.
 
 Components of a kind are written with their layers and units (heads, neurons, channels, states): `attn L0–1 4` is
 `L0.attn` and `L1.attn` with four heads each. After × stands how often one is called. A

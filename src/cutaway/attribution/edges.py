@@ -168,9 +168,11 @@ class EdgeGraph:
     def position_axis(self, value: int) -> int | None:
         """The axis of positions of a write, or None where it has none."""
         ndim, kind = self.clean[value].ndim, self.writes[value].kind
-        slots = self.writes[value].slots.axis
-        if kind in ("attention", "moe") and ndim == 4:  # slots and positions lie on axes 1 and 2, either way round
-            return 3 - slots
+        slots, first = self.writes[value].slots.axis, self.writes[value].slots.first
+        if kind in ("attention", "moe") and ndim == 4:  # slots, examples and positions lie on the first three axes
+            return 3 - slots - first
+        if kind == "mlp" and ndim == 3 and slots == 1:  # neurons before positions
+            return 2
         return 1 if ndim == 3 and slots != 1 and kind in _POSITIONED else None
 
     # ---- asking
@@ -204,7 +206,7 @@ def per_slot(value: Tensor, slots: Slots, positions: int, position_axis: int | N
     else:
         slot = slots.axis
         value = value.unflatten(slot, (slots.count, -1))
-        keep = [slot, 0 if slot > 0 else 1]
+        keep = [slot, slots.first + (slots.first > slot) if slot != slots.first else slot + 1]
         if positions > 1 and position_axis is not None:
             keep.append(position_axis + (position_axis > slot))
     rest = [axis for axis in range(value.ndim) if axis not in keep]
@@ -235,7 +237,7 @@ def _neurons(block: Block, lifted: Lifted) -> Block:
     if block.kind != "mlp":
         return block
     shape = lifted.flow.shape(block.write)
-    slots = Slots(len(shape) - 1, shape[-1])
+    slots = Slots(block.slots.axis, shape[block.slots.axis])
     reads = tuple(
         replace(read, slots=slots) if lifted.flow.shape(read.value) == shape else read for read in block.reads
     )

@@ -44,8 +44,8 @@ class Metric:
         except CutawayError:
             raise
         except Exception as error:  # a function of the caller's own may raise anything
-            first = (str(error).strip() or "no message").splitlines()[0]
-            raise MetricError(f"The metric '{self.name}' fails on this output: {type(error).__name__}: {first}") from error
+            reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            raise MetricError(f"The metric '{self.name}' fails on this output: {reason}") from error
         if not isinstance(found, Tensor):
             made = type(found).__name__
             raise MetricError(f"The metric '{self.name}' gave a {made}; return a tensor, one number an example.")

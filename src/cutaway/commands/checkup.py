@@ -1,6 +1,6 @@
-"""`doctor`: what this machine has, and what is known to go wrong with it.
+"""`doctor`: what this machine has, and what is known to go wrong with it. `check`: whether a network is followed here.
 
-Nothing that may be broken is imported here: versions are read from metadata, torch's build from its files.
+For `doctor`, nothing that may be broken is imported: versions are read from metadata, torch's build from its files.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Annotated
 
 from .. import __version__
 from ..report import terminal
+from ..report.zoo_text import checked
+from .looking import NOTHING, Model, Texts
 from .verb import Argument, Result, verb
 
 NEEDED = ("torch", "numpy", "safetensors", "msgspec", "rich", "typer", "jinja2", "jaxtyping")
@@ -47,6 +49,20 @@ def doctor(folder: Annotated[str, Argument("Where projects are to be kept.")] = 
         "problems": problems,
         "healthy": not any(problem["severity"] == "error" for problem in problems),
     }
+
+
+@verb("check", show=checked, chapter="Look", good=lambda result: bool(result["ok"]))
+def check(model: Model, text: Texts = NOTHING) -> Result:
+    """Compare a network with plain PyTorch: its recording, replay, gradients, edits, and sums over edges.
+
+    Ends with exit status 1 when something disagrees or cannot be followed.
+    """
+    from ..attribution.checking import check_network
+    from .subject import inputs_of, open_model, suited_threads
+
+    net = open_model(model)
+    with suited_threads(net):
+        return check_network(net, inputs_of(net, text)).record()
 
 
 def _problem(severity: str, text: str, cure: str) -> Problem:

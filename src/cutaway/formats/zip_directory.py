@@ -15,7 +15,7 @@ from cutaway.errors import FormatError
 from cutaway.formats.checkpoint import Risk
 from cutaway.formats.reading import file_size, read_range, shown
 
-MEMBERS = 100_000
+MEMBERS = 50_000
 DIRECTORY_BYTES = 64 << 20
 STORED, DEFLATED = 0, 8
 

@@ -30,6 +30,8 @@ _SUFFIX = {
 def blocks(flow: Flow) -> list[Block]:
     """All blocks of a run in order of their writes, named."""
     found = attentions(flow)
+    if any(block.slots.first == 1 and flow.shape(block.write)[0] != flow.batch for block in found):
+        flow.time_major = True  # inside, whatever the inputs are
     taken = {op for block in found for op in block.members}
     found += experts(flow, taken)
     taken = {op for block in found for op in block.members}
@@ -71,7 +73,7 @@ def _block(flow: Flow, region: Region) -> Block | None:
             return None
         kind, slots, mark = "norm", last, ""
     elif len(shape) > 2 and (convolutions := [op for op in sum(sources, []) if sort_name(op) in ops.CONVOLUTION]):
-        axis = _channel_axis(flow, convolutions[0], region.write)
+        axis = _channel_axis(flow, convolutions[0], 1, region.write)
         kind, mark = ("state", "u") if region.write in flow.states else ("conv", "c")
         slots = Slots(axis, shape[axis])
     elif region.write in flow.states and shape:
@@ -79,7 +81,10 @@ def _block(flow: Flow, region: Region) -> Block | None:
     elif len(shape) == 3 and consumers and all(sort_name(op) in ops.CONVOLUTION for op in consumers):
         kind, slots, mark = "act", Slots(1, shape[1]), "c"  # a gate before a convolution over positions
     elif all(sources) and any(sort_name(op) in ops.CONTRACTION for op in consumers):
-        kind, slots, mark = "mlp", last, ""
+        contraction = sources[0][0]
+        start = len(flow.shape(contraction.outputs[0])) - 1
+        axis = _channel_axis(flow, contraction, start, region.write) if start == last.axis else last.axis
+        kind, slots, mark = "mlp", Slots(axis, 1), ""
     elif len(shape) == 4:
         kind, slots, mark = "act", Slots(1, shape[1]), "c"
     else:
@@ -92,15 +97,16 @@ def _block(flow: Flow, region: Region) -> Block | None:
     return Block(kind, tuple(once.values()), region.write, slots, mark, region.members)
 
 
-def _channel_axis(flow: Flow, convolution: ops.Op, write: int) -> int:
-    """The axis of a region's write along which a convolution's channels lie, after the layout ops between them."""
-    value, axis = convolution.outputs[0], 1
+def _channel_axis(flow: Flow, contraction: ops.Op, axis: int, write: int) -> int:
+    """The axis of a region's write along which a contraction's channels lie, after the layout ops between them; they
+    come out of it along `axis`."""
+    value = contraction.outputs[0]
     onward: dict[int, tuple[ops.Op, int]] = {}
     waiting = [write]
     while waiting and value not in onward:
         current = waiting.pop(0)
         maker = flow.maker(current)
-        if maker is None or maker.index <= convolution.index:
+        if maker is None or maker.index <= contraction.index:
             continue
         for source in active(maker, flow.activations):
             if source not in onward:

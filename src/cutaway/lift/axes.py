@@ -62,6 +62,50 @@ def behind(flow: Flow, value: int, stops: set[int]) -> list[int]:
     return chain
 
 
+def channel_axis(flow: Flow, value: int) -> int:
+    """The axis of an image's channels: followed from the contraction or norm that tells where they are; the second if
+    none does."""
+    chain, axis = [value], 1
+    while (op := flow.maker(chain[-1])) is not None:
+        name, moving = sort_name(op), active(op, flow.activations)
+        if name in ops.CONTRACTION or name in ops.NORMS:
+            last = name in ("layer_norm", "rms_norm", "native_layer_norm") or name not in ops.CONVOLUTION | ops.NORMS
+            axis = len(flow.shape(chain[-1])) - 1 if last else 1
+            break
+        shape = flow.shape(chain[-1])
+        fitting = [item for item in moving if flow.is_layout(op) or flow.shape(item) == shape]
+        if not fitting:
+            return 1
+        chain.append(fitting[0])
+    shape = flow.shape(chain[-1])
+    if len(shape) <= axis:
+        return 1
+    line = torch.arange(1, shape[axis] + 1).view([-1 if place == axis else 1 for place in range(len(shape))])
+    found = _through(flow, chain, line.expand(shape).contiguous())[0]
+    return 1 if found is None else next(iter(_varied(found)), 1)
+
+
+def head_count(flow: Flow, value: int) -> int:
+    """How many groups of channels lie along the first axis of a value, which also holds the examples; 1 for none."""
+    chain = [value]
+    while (op := flow.maker(chain[-1])) is not None and sort_name(op) not in ops.CONTRACTION:
+        moving = [item for item in active(op, flow.activations) if flow.linear[op.index]]
+        if not moving:
+            return 1
+        chain.append(moving[0])
+    shape = flow.shape(chain[-1])
+    if op is None or not shape:
+        return 1
+    numbers = torch.arange(1, shape[-1] + 1).expand(shape).contiguous()
+    found = _through(flow, chain, numbers)[0]
+    return 1 if found is None else len(found.flatten(1).amax(1).unique())
+
+
+def _varied(numbers: Tensor) -> list[int]:
+    """The axes along which numbers differ."""
+    return [axis for axis in range(numbers.ndim) if bool((numbers.narrow(axis, 0, 1) != numbers).any())]
+
+
 def _keeps_all(flow: Flow, chain: list[int]) -> bool:
     """Whether every number of the last value of a chain is in its first."""
     start = torch.arange(1, _size(flow, chain[-1]) + 1).view(flow.shape(chain[-1]))

@@ -40,6 +40,21 @@ def _led_by_batch(flow: Flow) -> list[int]:
     return found
 
 
+def follows(flow: Flow, value: int) -> int | None:
+    """The axis of a value that follows the order of the examples, which lie along the first axis of every input."""
+    given = [leaf for leaf in flow.graph.inputs if flow.shape(leaf)[:1] == (flow.batch,)]
+    if flow.batch < 2 or not given:
+        return None
+    before = execute(flow.tape, plan(flow.tape, [], [value]))[value]
+    try:
+        steps = plan(flow.tape, [Place(leaf, 0) for leaf in given], [value])
+        after = execute(flow.tape, steps, [lambda tensor: tensor.flip(0)] * len(given))[value]
+    except DivergenceError:
+        return None
+    sized = [axis for axis in range(before.ndim) if before.shape[axis] == flow.batch]
+    return next((axis for axis in sized if torch.allclose(after, before.flip(axis), atol=1e-5, equal_nan=True)), None)
+
+
 def _follows(flow: Flow, first: Tensor, axis: int, value: int) -> bool:
     """Whether turning the first input around along an axis turns a value around along its first, and nothing else."""
     given = next((leaf for leaf in flow.graph.inputs if flow.shape(leaf) == tuple(first.shape)), None)

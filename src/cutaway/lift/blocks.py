@@ -16,11 +16,14 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Slots:
     """`count` equal parts of a value along `axis`: the axis itself or runs of it; `tiled` when batch is folded in
-    (the axis is batch × slots, slots fastest)."""
+    (the axis is batch × slots, slots fastest). A head's own dimensions lie along `unit`, counted from the end, and
+    examples along `first`."""
 
     axis: int
     count: int
     tiled: bool = False
+    unit: int = -1
+    first: int = 0
 
 
 @dataclass(frozen=True)

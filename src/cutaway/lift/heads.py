@@ -30,6 +30,11 @@ class Heads:
         self.block, _, self.slot = component(lifted, name, reading=False)
         if self.block.kind != "attention":
             raise SiteError(f"'{name}' is no attention or head; QK and OV are of heads, such as 'L0.attn.h0'.")
+        if self.block.slots.tiled and len(self.flow.shape(self.block.write)) == 4:
+            raise InputError(
+                f"'{self.block.name}' attends in overlapping windows, where one value is read several times; a QK or OV "
+                "matrix of it would be wrong. Read q, k, v and result instead."
+            )
         self.frozen = frozen_wiring(trace, norm)
         self.stream = {*stream_of(self.flow), *self.frozen.writes}
         self.known: dict[tuple[str, int], Tensor] = {}

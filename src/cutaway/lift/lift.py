@@ -72,7 +72,7 @@ class Lifted:
             shape = self.flow.shape(block.write)
             neurons = block.kind == "mlp" and bool(shape)
             axis = "neuron" if neurons else "expert" if block.units else AXES.get(block.mark, "")
-            count = block.units or (shape[-1] if neurons else block.slots.count)
+            count = block.units or (shape[block.slots.axis] if neurons else block.slots.count)
             reads = tuple(dict.fromkeys(read.port for read in block.reads))
             rows[block.name] = Component(
                 block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads

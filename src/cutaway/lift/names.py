@@ -8,6 +8,7 @@ from ..graph import Graph, Op
 from ..run.trace import Found
 from ..site import unknown
 from . import ops
+from .axes import channel_axis
 from .blocks import AXES, Block, Slots
 from .flow import Flow
 from .gates import inside
@@ -79,7 +80,7 @@ def _place(flow: Flow, value: int, axes: tuple[str, ...]) -> Found:
     """A value's place; batch and positions folded into one axis are told apart."""
     shape = flow.shape(value)
     if len(shape) == 2 and flow.batch and shape[0] != flow.batch and shape[0] % flow.batch == 0:
-        length = shape[0] // flow.batch
+        length, axes = shape[0] // flow.batch, axes or ("batch", "neuron")
         if flow.time_major and (length, flow.batch) in flow.sequences:
             return Found(flow.graph.site(value), ("pos", "batch", axes[-1]), flow.batch)
         if (flow.batch, length) in flow.sequences:
@@ -104,6 +105,8 @@ def _plain(flow: Flow, value: int) -> tuple[str, ...]:
     found = list(names.get(len(shape), map(str, range(len(shape)))))
     if len(shape) == 3 and flow.time_major and shape[1] == flow.batch:
         return ("pos", "batch", "neuron")
+    if len(shape) == 4 and channel_axis(flow, value) == 3:
+        return ("batch", "height", "width", "channel")
     if value in flow.packed:
         found[0] = "row"
     elif 1 < len(shape) < 4 and shape[0] != 1 and shape[0] % flow.batch:  # edges of a graph, say
@@ -113,8 +116,10 @@ def _plain(flow: Flow, value: int) -> tuple[str, ...]:
 
 def _axes(flow: Flow, block: Block) -> tuple[str, ...]:
     axes = list(_plain(flow, block.write))
-    if block.kind == "mlp" and len(axes) == 4:  # neurons are on the last axis, of an image too
+    if block.kind == "mlp" and block.slots.axis == len(axes) - 1 and len(axes) == 4:  # neurons last, of an image too
         return ("batch", "height", "width", "neuron")
+    if block.kind == "mlp" and block.slots.axis == len(axes) - 2 == 1:
+        return ("batch", "neuron", "pos")
     if block.mark and block.slots.axis < len(axes) and block.kind != "attention":
         axes[block.slots.axis] = AXES[block.mark]
     if block.kind == "conv" and len(axes) == 3:
@@ -131,16 +136,23 @@ def _attention_sites(flow: Flow, block: Block, sites: dict[str, Found]) -> None:
         if not slots.tiled and len(flow.shape(value)) == 4 and (windows := _windows(flow, value)) > 1:
             sites[f"{block.name}.{name}"] = Found(graph.site(value), (axes[0], "window", *axes[1:]), windows)
             return
+        if slots.tiled and len(flow.shape(value)) == 4:  # heads beside examples, and windows
+            sites[f"{block.name}.{name}"] = Found(graph.site(value), ("batch", "head", "window", *axes[2:]) * bool(fold), fold)
+            return
         if len(flow.shape(value)) + bool(fold) != 4:
             axes = (axes[0], *axes[2:]) if len(flow.shape(value)) == 3 else ()
         sites[f"{block.name}.{name}"] = Found(graph.site(value), axes, fold)
 
-    def headed(slots: Slots) -> tuple[str, ...]:
-        return ("batch", "pos", "head", "neuron") if slots.axis == 2 else ("batch", "head", "pos", "neuron")
+    def headed(value: int, slots: Slots) -> tuple[str, ...]:
+        rank = len(flow.shape(value)) + slots.tiled
+        if rank != 4:
+            return ("batch", "head", "pos", "neuron")
+        named = {slots.first: "batch", 1 if slots.tiled else slots.axis: "head", rank + slots.unit: "neuron"}
+        return tuple(named.get(axis, "pos") for axis in range(rank))
 
     for read in block.reads:
-        put(read.port, read.value, read.slots, headed(read.slots))
-    put("z", block.write, block.slots, headed(block.slots))
+        put(read.port, read.value, read.slots, headed(read.value, read.slots))
+    put("z", block.write, block.slots, headed(block.write, block.slots))
     if "fused" in block.extra:
         address = graph.address(graph.ops[block.extra["fused"]])
         windows = _windows(flow, block.write)

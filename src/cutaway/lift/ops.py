@@ -20,6 +20,7 @@ LAYOUT = frozenset(
     requires_grad index_add scatter_add copy_ lift_fresh numpy_T pack_padded_sequence pad_packed_sequence""".split()
 )
 FITTING = frozenset("pad constant_pad_nd getitem slice narrow contiguous clone".split())  # what makes a skip fit
+PAIRING = frozenset("view_as_complex view_as_real real imag complex".split())  # numbers as complex ones, and back
 ADDITIVE = frozenset("add sub radd rsub iadd isub neg sum mean cumsum nansum diff".split())
 SCALING = frozenset(
     "mul div rmul imul idiv truediv itruediv where masked_fill rtruediv multiply divide addcmul lerp".split()
@@ -42,7 +43,7 @@ ELEMENTWISE = frozenset(
     """relu relu6 gelu silu sigmoid tanh exp log log1p expm1 pow sqrt rsqrt abs clamp clamp_min clamp_max leaky_relu elu
     selu celu softplus mish hardswish hardtanh hardsigmoid prelu rrelu sin cos erf square reciprocal maximum minimum
     logsigmoid log_sigmoid threshold softsign sign heaviside round floor glu hardshrink softshrink tanhshrink sinc atan
-    bernoulli rpow ipow""".split()
+    bernoulli rpow ipow nan_to_num""".split()
 )
 SPREADS = frozenset("norm vector_norm linalg_vector_norm var std var_mean std_mean".split())  # of many numbers, one
 PRODUCTS = SCALING | frozenset("outer".split())
@@ -63,8 +64,10 @@ SDPA = "scaled_dot_product_attention"
 def sort_name(op: Op) -> str:
     """The name of an op without the marks of private, unsafe and in-place variants.
 
-    An einsum of one operand contracts nothing: it rearranges and sums.
+    An einsum of one operand contracts nothing: it rearranges and sums. A maximum of two tensors chooses no place.
     """
+    if op.name in ("max", "min") and len(op.inputs) == 2:
+        return f"{op.name}imum"
     return "sum" if op.name == "einsum" and len(op.inputs) == 1 else op.name.strip("_")
 
 
@@ -82,7 +85,7 @@ def is_linear(tape: Tape, op: Op, activations: set[int]) -> bool:
     """Whether the op is linear (affine) in its activations taken together, everything else held fixed."""
     name = sort_name(op)
     moving = active(op, activations)
-    if name in LAYOUT or name in ADDITIVE or name in POOLING:
+    if name in LAYOUT | PAIRING or name in ADDITIVE or name in POOLING:
         return not (name in ("index", "getitem", "gather") and len(moving) > 1)
     if name in ("dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d"):
         return True  # the mask is drawn, not computed from the value

@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .axes import channel_axis
 from .blocks import Slots
 from .flow import Flow
 from .frozen import Frozen, variants
@@ -83,16 +84,17 @@ def units_of(flow: Flow, value: int, slots: Slots, heads: bool = False) -> Units
     if slots.tiled:
         shape = (shape[0] // slots.count, slots.count, *shape[1:])
     slot = 1 if slots.tiled else slots.axis
-    last = len(shape) - 1
+    last = len(shape) + slots.unit
     axes = (slot, last) if heads and slot != last else (slot,)
     major = flow.time_major and not heads
-    return Units(value, shape, axes, slot, flow.batch, _first(flow, shape, major), slots.tiled, major)
+    first = slots.first if heads else _first(flow, shape, major)
+    return Units(value, shape, axes, slot, flow.batch, first, slots.tiled, major)
 
 
 def plain_units(flow: Flow, value: int) -> Units:
     """The units of a value of the residual stream: its last axis, or the channels of an image."""
     shape = flow.shape(value)
-    axis = 1 if len(shape) == 4 else len(shape) - 1
+    axis = channel_axis(flow, value) if len(shape) == 4 else len(shape) - 1
     return Units(value, shape, (axis,), axis, flow.batch, _first(flow, shape, flow.time_major), False, flow.time_major)
 
 

@@ -1,4 +1,4 @@
-"""What `zoo` prints: a line a network with its errors and its components, and what is wrong below it."""
+"""What `zoo` and `check` print: the errors and components of networks, and what is wrong below them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.text import Text
 from .layout import Data, grid, heading, indent, more
 
 FIGURES = ("parity", "replay_error", "gradient_error", "hook_error", "edge_error")
+MEASURED = dict(zip(FIGURES, ("output", "replay", "gradients", "edits", "sums over edges"), strict=True))
 PARTS_SHOWN = 4
 
 
@@ -30,10 +31,17 @@ def _figure(error: float | None) -> str:
 
 
 def _wrong(row: Data) -> list[RenderableType]:
-    lines = list(row["problems"])
-    if row["expected"] is not None and row["expected"] != row["found"]:
-        found = row["found"] or {}
-        names = [name for name in {**row["expected"], **found} if row["expected"].get(name) != found.get(name)]
-        pairs = [(name, found.get(name, "nothing"), row["expected"].get(name, "nothing")) for name in names]
-        lines += [f"{name}: found {got}, expected {wanted}" for name, got, wanted in pairs]
-    return [heading(row["name"]), *(indent(Text(line)) for line in lines)]
+    return [heading(row["name"]), *(indent(Text(line)) for line in row["problems"])]
+
+
+def checked(result: Data) -> RenderableType:
+    """One network's errors, what is wrong, what to know, and what was found in it."""
+    table, indented = grid("compared", "largest error>")
+    for field in FIGURES:
+        table.add_row(MEASURED[field], "untested" if result[field] is None else _figure(result[field]))
+    lines = [Text(f"problem: {text}", style="bold red") for text in result["problems"]]
+    lines += [Text(f"note: {text}", style="dim") for text in result["notes"]]
+    parts = [f"{part} {units}" for part, (units, _) in (result["found"] or {}).items()]
+    lines += [Text(f"found: {', '.join(parts)}")] if parts else []
+    said = "agrees with plain PyTorch" if result["ok"] else "is not verified"
+    return Group(heading(result["name"], said), indented, *(indent(line) for line in lines))

@@ -33,7 +33,7 @@ def taken_backward(
         leaves = _asked(inputs) if inputs is not None else [*_leaves(listed), *_retaining(alive)]
         if not leaves or not all(isinstance(item, Tensor) for item in (*listed, *leaves)):
             # Nothing to take, of which torch says what is wrong, or edges of the graph itself.
-            torch.autograd.backward(tensors, given, retain_graph, create_graph, inputs=inputs)
+            torch.autograd.backward(tensors, given, retain_graph, create_graph, inputs=inputs)  # type: ignore[arg-type]
             return
         before = [leaf.grad for leaf in leaves]
     found = torch.autograd.grad(listed, leaves, given, retain_graph, create_graph, allow_unused=True)

@@ -22,7 +22,10 @@ GUARDS = frozenset("item tolist equal allclose is_nonzero numpy".split())
 _GUARD_DUNDERS = frozenset("__bool__ __int__ __float__ __index__ __complex__ __array__".split())
 # Python functions that are worth more as their parts than as one op.
 _COMPOSITE = {"multi_head_attention_forward"}
-_BACKWARD = {torch.Tensor.backward: taken_by_method, torch.autograd.backward: taken_backward}
+_BACKWARD: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.backward: taken_by_method,
+    torch.autograd.backward: taken_backward,
+}
 # Functions that write into arguments without saying so in their name or schema: those arguments, and the one that, when
 # it is given and true, makes them do it; each as (position, keyword).
 HIDDEN_WRITES: dict[str, tuple[tuple[tuple[int, str], ...], tuple[int, str]]] = {

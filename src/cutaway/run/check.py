@@ -72,8 +72,8 @@ class Check:
         said = []
         if self.expected is not None and self.found is not None:
             names = dict.fromkeys([*self.expected, *self.found])
-            pairs = [(name, _in_words(self.found.get(name)), _in_words(self.expected.get(name))) for name in names]
-            said = [f"'{name}' is {got}, and {want} was expected" for name, got, want in pairs if got != want]
+            pairs = [(name, self.found.get(name, "nothing"), self.expected.get(name, "nothing")) for name in names]
+            said = [f"{name}: found {got}, expected {wanted}" for name, got, wanted in pairs if got != wanted]
         for what, error in self.errors.items():
             if error is not None and not math.isfinite(error) and not any(what in text for text in self.problems):
                 said.append(f"the {what} could not be measured: shapes, dtypes or the number of values differ, or NaN")
@@ -116,10 +116,6 @@ def check(net: Network, *inputs: Any, edits: int = 3, **kwargs: Any) -> tuple[Ch
     figures = (worst["parity"], worst["replay_error"], worst["gradient_error"], worst["hook_error"])
     found = Check(net.name, *figures, problems=tuple(comparison.problems), notes=tuple(comparison.notes))
     return found.explained(), trace
-
-
-def _in_words(pair: list[int] | None) -> str:
-    return "not there" if pair is None else f"{pair[0]} units × {pair[1]} calls"
 
 
 def _as_given(net: Network, inputs: Sequence[Any], trace: Trace) -> bool:

@@ -202,7 +202,7 @@ class Comparison:
             same = trace.replay(patch(call.name, trace)).output
             self.agree(same, self.plain.run(at=at, change=lambda out: own.clone()))
         if self.exact:
-            with suppress(DivergenceError, ModelError):  # it reads numbers in Python, or takes a gradient that this cuts
+            with suppress(DivergenceError, ModelError):  # it reads numbers, or takes a gradient that this cuts
                 self.agree(*self.worlds(value))
 
     def worlds(self, value: int) -> tuple[Tensor, Tensor]:

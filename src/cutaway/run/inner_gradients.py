@@ -1,6 +1,6 @@
 """Gradients that a network takes inside its own forward: what a replay must make again so that they can be taken again.
 
-A call of `backward` is recorded as what it stands for: `torch.autograd.grad` of the same leaves, added to their `.grad`.
+A call of `backward` is recorded as what it stands for: `torch.autograd.grad`, added to what the leaves hold.
 
 A recorded call of `torch.autograd.grad` reads the values it differentiates and those it differentiates by. Its result
 also depends on how one came from the other, so a replay that makes the gradient again makes all ops between them again,

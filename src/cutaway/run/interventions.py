@@ -60,8 +60,8 @@ def add(site: str | Site, vector: Tensor, factor: float = 1.0, basis: Basis | No
 
 def scale(site: str | Site, factor: float | Tensor, basis: Basis | None = None) -> Intervention:
     """Multiply by a factor. Raises InputError for NaN, which would spread to all that follows."""
-    plain = isinstance(factor, (int, float)) or (isinstance(factor, Tensor) and not torch._C._functorch.is_batchedtensor(factor))
-    if plain and bool(torch.as_tensor(factor).isnan().any()):
+    given = torch.as_tensor(factor) if isinstance(factor, (int, float, Tensor)) else torch.zeros(())
+    if not torch._C._functorch.is_batchedtensor(given) and bool(given.isnan().any()):
         raise InputError(f"The factor for '{site}' is NaN; give a number.")
     return Intervention(Site.parse(site), "scale", factor, basis)
 

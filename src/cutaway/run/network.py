@@ -241,9 +241,7 @@ class Network:
             return keep == "all"
         names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
         if odd := [name for name in names if not isinstance(name, str)]:
-            raise InputError(
-                f"keep= takes 'all', 'none', 'checkpoints' or sites as text, and got a {type(odd[0]).__name__}."
-            )
+            raise InputError(f"keep= takes 'all', 'none', 'checkpoints' or sites as text, not {odd[0]!r}.")
         raw = [name for name in names if "/" in name or "*" in name]
         if lifted := [name for name in names if name not in raw]:
             reference = self._record(args, kwargs, False)

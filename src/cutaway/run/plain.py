@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from .structure import fresh, swap
+from .structure import fresh, swap, within
 from .untouched import untouched
 
 Change = Callable[[Tensor], Tensor]
@@ -36,8 +36,9 @@ class Plain:
         self.kwargs = kwargs
         self.generators = generators
         held = [*module.parameters(), *module.buffers()]
-        held += [item for inner in module.modules() for item in vars(inner).values() if isinstance(item, Tensor)]
-        self._saved = [(tensor, tensor.detach().clone()) for tensor in held]
+        held += within([vars(inner) for inner in module.modules()])  # in caches of its own, too
+        self._saved = [(tensor, tensor.detach().clone()) for tensor in {id(tensor): tensor for tensor in held}.values()]
+        self._leaves = {id(tensor) for tensor in held if not tensor.requires_grad}
 
     def run(
         self,
@@ -83,6 +84,8 @@ class Plain:
                 if tensor._version != version or not same(tensor.detach(), content):
                     tensor.data.copy_(content)
                     torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+                if tensor.requires_grad and id(tensor) in self._leaves and not tensor._is_view():
+                    tensor.detach_()  # a gradient led through what was written
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -58,7 +58,7 @@ class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
     written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints.
     `assumed`: the graph is an earlier run's, and nobody has looked yet whether it gives this run's output. `inner` are
-    the values of all tensors in the output, -1 for what the run did not make, where objects such as caches hold some."""
+    the values of all tensors in the output where objects such as caches hold some; -1 for what the run did not make."""
 
     graph: Graph
     calls: list[Call]

@@ -52,8 +52,8 @@ def watching(mode: Watch, model: nn.Module) -> Iterator[None]:
             _patched(stack, compiled, "__call__", _compiled_call(mode, compiled.__call__))
         for owner, entry, name in ENTRIES:
             _patched(stack, owner, entry, _transform(mode, name, getattr(owner, entry)))
-        for owner, entry in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start")):
-            _patched(stack, owner, entry, _noted(mode, owner.__dict__[entry]))
+        for process, entry in ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start")):
+            _patched(stack, process, entry, _noted(mode, getattr(process, entry)))
         _patched(stack, *PULLBACK, _refused(mode, getattr(*PULLBACK)))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(warnings.catch_warnings())  # of hooks that fire twice, which are told apart here
@@ -189,8 +189,9 @@ def _noted(mode: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == mode.thread:
-            where = mode.log.tape.graph.modules[mode.log.stack[-1]].name
-            said = f"'{where}' starts another process, and a replay takes what comes from it as fixed"
+            inner = mode.log.tape.graph.modules[mode.log.stack[-1]].name
+            where = f"'{inner}'" if inner else "the network"
+            said = f"{where} starts another process, and a replay takes what comes from it as fixed"
             mode.log.tape.problems += [said] if said not in mode.log.tape.problems else []
         return original(*args, **kwargs)
 
