@@ -47,8 +47,8 @@ def main() -> None:
     rows = [
         {
             "name": f"record + lift, {len(seconds)} networks of the zoo, {which}", "ours": round(figure, 3),
-            "unit": "s", "better": "lower", "peers": {}, "goal": 0.2, "met": figure <= 0.2, "n": arguments.rounds, "seed": 0,
-            "command": "python benchmarks/zoo.py",
+            "unit": "s", "better": "lower", "peers": {}, "goal": 0.2, "met": figure <= 0.2, "n": arguments.rounds,
+            "seed": 0, "command": "python benchmarks/zoo.py",
         }
         for which, figure in figures.items()
     ]  # fmt: skip

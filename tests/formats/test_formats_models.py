@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crafted_files import zip_bytes
 from crafted_models import (
     HDF5,
     gguf_bytes,
@@ -240,10 +241,8 @@ def test_hdf5_equals_h5py(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.h5"
         names = {f"g{index // 5}/{kind[1:]}": kind for index, kind in enumerate(kinds)}
         arrays = {name: random.integers(0, 2, (3, 4)).astype(kind) for name, kind in names.items()}
-        # A group of the new kind keeps more than eight members in a heap, which is not read.
         arrays |= {"scalar": np.array(2.5), "none": np.zeros((0, 3), "f4")}
-        if not options:
-            arrays |= {f"many/n{index}": np.full(2, index, np.float32) for index in range(300)}
+        arrays |= {f"many/n{index}": np.full(2, index, np.float32) for index in range(300)}
         with h5py.File(path, "w", **options) as file:
             for name, array in arrays.items():
                 file[name] = array
@@ -262,13 +261,47 @@ def test_hdf5_equals_h5py(tmp_path: Path) -> None:
                 checkpoint.read(name)
 
 
-def test_hdf5_groups_in_heaps_are_refused_with_advice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [9, 40, 700, 3000])
+def test_hdf5_groups_in_heaps_equal_h5py(tmp_path: Path, count: int) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
-        for index in range(20):
-            file[f"n{index}"] = 1.0
-    with pytest.raises(FormatError, match="libver='earliest'"):
-        open_checkpoint(tmp_path / "x.h5")
+        names = {f"{'long ' * (index % 30)}{index}": index for index in range(count)}
+        for name, index in names.items():
+            file[name] = np.array([index, -index])
+        file["back"] = file["/"]
+    checkpoint = open_checkpoint(tmp_path / "x.h5")
+    assert len(checkpoint.tensors) == count and checkpoint.tensors.keys() == names.keys()
+    for name, index in list(names.items())[:: 1 + count // 50]:
+        assert checkpoint.read(name).tolist() == [index, -index]
+
+
+def test_hdf5_with_links_of_every_kind_by_default(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for index in range(9):
+            file[f"n{index}"] = np.full(3, index, "f4")
+        file["soft"], file["out"] = h5py.SoftLink("/n0"), h5py.ExternalLink("/etc/passwd", "/x")
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.tensors.keys() == {f"n{index}" for index in range(9)}
+    assert sorted(risk.text[:6] for risk in checkpoint.risks) == ["'out' ", "'soft'"]
+    content = path.read_bytes()
+    for at in (content.index(b"FRHP"), content.index(b"BTHD"), content.index(b"FHDB"), content.index(b"BTLF")):
+        for change in range(at, min(at + 160, len(content))):
+            mutant = bytearray(content)
+            mutant[change] ^= 0xFF
+            try:
+                open_checkpoint(_write(tmp_path / "y.h5", bytes(mutant)))
+            except FormatError as error:
+                assert "y.h5" in str(error)
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.keras"])
+def test_hdf5_that_is_cut_short_says_so(tmp_path: Path, name: str) -> None:
+    content = HDF5[: len(HDF5) // 2]
+    path = _write(tmp_path / name, content if name == "x.h5" else zip_bytes({"model.weights.h5": content}))
+    with pytest.raises(FormatError, match=f"{name} is cut short: {len(content):,} of its {len(HDF5):,} bytes"):
+        open_checkpoint(path)
 
 
 def test_hdf5_data_in_another_file_is_not_followed(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from crafted_files import entry, safetensors_bytes, zip_bytes
+from crafted_files import entry, npy_bytes, safetensors_bytes, zip_bytes
 from crafted_models import gguf_bytes, gguf_tensor
 from safetensors.numpy import save_file
 
@@ -49,10 +50,10 @@ def test_what_is_odd_about_values(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     found = _found(tmp_path / "x.safetensors")
     assert found.keys() == {"dead", "same", "far", "sparse", "low", "low16", "bad", "zeros", "half"}
-    assert found["dead"] == {"dead": "2 rows of only zeros, first 3, 7 and 1 columns of only zeros, first 59"}
-    assert found["same"] == {"constant rows": "1 rows"} and found["far"].keys() == {"outlier"}
+    assert found["dead"] == {"dead": "2 rows of only zeros, first 3, 7 and 1 column of only zeros, first 59"}
+    assert found["same"] == {"constant rows": "1 row"} and found["far"].keys() == {"outlier"}
     assert found["low"] == found["low16"] == {"low rank": "rank 4 of at most 60"}
-    assert found["bad"] == {"not finite": "1 NaN, 2 infinite", "denormal": "1 numbers too small for full precision"}
+    assert found["bad"] == {"not finite": "1 NaN, 2 infinite", "denormal": "1 number too small for full precision"}
     assert found["zeros"] == {"constant": "all 81 values are 0"} and found["half"].keys() == {"denormal"}
     assert "90% zeros" in found["sparse"]["sparse"] or "89% zeros" in found["sparse"]["sparse"]
 
@@ -191,6 +192,64 @@ def test_links(tmp_path: Path) -> None:
         for path in (folder, folder / "model.safetensors"):
             with pytest.raises(FormatError):
                 info(path)
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    assert any("loop.pt is a link that leads nowhere" in risk["text"] for risk in info(tmp_path)["risks"])
+    with pytest.raises(FormatError, match="loop.pt is a link that leads nowhere"):
+        info(tmp_path / "loop.pt")
+    with pytest.raises(FormatError, match="is empty"):
+        info("")
+
+
+def test_a_byte_that_was_inverted_in_an_archive_is_found(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(99), b=np.ones(9))
+    (tmp_path / "y.zip").write_bytes(zip_bytes({"a.npy": npy_bytes(np.arange(50.0)), "b.npy": npy_bytes(np.ones(3))}))
+    (tmp_path / "y.zip").rename(tmp_path / "y.npz")
+    for name in ("x.npz", "y.npz"):
+        assert not any(finding["kind"] == "damaged" for finding in info(tmp_path / name, deep=True)["findings"])
+    content = bytearray((tmp_path / "y.npz").read_bytes())
+    content[content.index(np.arange(50.0).tobytes()) + 9] ^= 0xFF
+    (tmp_path / "y.npz").write_bytes(content)
+    damaged = [finding for finding in info(tmp_path / "y.npz", deep=True)["findings"] if finding["kind"] == "damaged"]
+    assert [finding["tensor"] for finding in damaged] == ["a"]
+    assert damaged[0]["text"] == "a.npy in y.npz does not agree with its checksum; get the file again"
+
+
+def test_archives_of_torch_without_checksums_are_not_called_damaged(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    computed = torch.serialization.get_crc32_options()
+    try:
+        for crc in (True, False):
+            torch.serialization.set_crc32_options(crc)
+            torch.save({"w": torch.arange(50.0)}, tmp_path / "x.pt")
+            content = (tmp_path / "x.pt").read_bytes()
+            assert info(tmp_path / "x.pt")["findings"] == []
+            at = content.index(np.arange(50, dtype=np.float32).tobytes()) + 4
+            (tmp_path / "y.pt").write_bytes(content[:at] + b"\1" + content[at + 1 :])
+            damaged = [row for row in info(tmp_path / "y.pt", deep=True)["findings"] if row["kind"] == "damaged"]
+            assert [row["tensor"] for row in damaged] == (["w"] if crc else [])
+    finally:
+        torch.serialization.set_crc32_options(computed)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_undecoded_kinds_are_listed(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    marked = torch.ones(3)
+    marked.note = "x"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_tensor(torch.ones(4, 2), 0.1, 0, torch.qint8)
+    tensors = {"q": quantised, "marked": marked, "sparse": torch.eye(3).to_sparse()}
+    torch.save(tensors, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    facts = info(tmp_path / "x.pt")
+    rows = {row["name"]: (row["dtype"], row["shape"]) for row in facts["tensors"]}
+    assert rows["q"] == ("qint8", [4, 2]) and rows["marked"] == ("float32", [3])
+    assert rows.keys() == {"q", "marked", "sparse.0", "sparse.1"}
+    assert "'q' in x.pt is of a kind that is not decoded" in facts["unexamined"]["q"]
 
 
 def test_a_folder_of_another_format(tmp_path: Path) -> None:

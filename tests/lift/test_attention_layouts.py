@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import cutaway as cw
+from cutaway.errors import InputError
 
 
 class Attend(nn.Module):
@@ -53,8 +54,11 @@ class Turning(Attend):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.heads(x)
-        turn = torch.polar(torch.ones(x.shape[1], 2), torch.outer(torch.arange(float(x.shape[1])), torch.tensor([1, 0.1])))
-        q, k = (torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (2, 2))) * turn[:, None]).flatten(-2) for y in (q, k))
+        angles = torch.outer(torch.arange(float(x.shape[1])), torch.tensor([1, 0.1]))
+        turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(part.unflatten(-1, (2, 2))) * turn).flatten(-2) for part in (q, k)
+        )
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return x + self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
@@ -77,6 +81,19 @@ class Windows(Attend):
         k, v = (part[:, [0, 1, 2, 3, 2, 3, 4, 5]].unflatten(1, (2, 4)) for part in (k, v))
         z = torch.einsum("bcxy,bcyd->bcxd", torch.einsum("bcxd,bcyd->bcxy", q, k).softmax(-1), v)
         return x + self.o(z.flatten(1, 2).unflatten(0, (-1, 3)).transpose(1, 2).flatten(2))
+
+
+class Gated(Attend):
+    """A gate of the stream on the pattern."""
+
+    def __init__(self, pattern: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(pattern)
+        self.gate = nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.heads(x))
+        pattern = (q @ k.mT).softmax(-1) * torch.sigmoid(self.gate(x))[:, None]
+        return x + self.o((pattern @ v).transpose(1, 2).flatten(2))
 
 
 def opened(module: nn.Module, x: Tensor) -> cw.Trace:
@@ -116,7 +133,11 @@ def test_heads_are_told_from_examples(batch: int) -> None:
     trace = opened(module, torch.randn(batch, 5, 12))
     assert trace.locate("L0.attn.q").axes == ("pos", "batch", "head", "neuron")
     assert trace["L0.attn.z[head=1, pos=-1]"].shape == (batch, 4)
-    compare(trace, module[1])
+    if batch != 5:
+        compare(trace, module[1])
+        return
+    with pytest.raises(InputError, match="another number of examples"):  # as many as positions
+        cw.qk(trace, "L0.attn")
 
 
 def test_keys_may_lie_dimensions_first() -> None:
@@ -139,7 +160,7 @@ def test_channels_may_come_last_in_an_image() -> None:
 def test_overlapping_windows_have_heads_and_no_matrices() -> None:
     trace = opened(network(Windows()), torch.randn(2, 6, 12))
     assert trace.locate("L0.attn.q").axes == ("batch", "head", "window", "pos", "neuron")
-    with pytest.raises(cw.InputError, match="overlapping windows"):
+    with pytest.raises(InputError, match="overlapping windows"):
         cw.qk(trace, "L0.attn")
 
 
@@ -178,3 +199,12 @@ def test_what_stands_at_the_softmax_hides_no_heads(name: str) -> None:
     compare(trace, module[1])
     pattern, values = trace["L0.attn.pattern"], trace["L0.attn.v"]
     torch.testing.assert_close(pattern @ values, trace["L0.attn.z"])
+
+
+def test_a_gate_on_the_pattern_is_read() -> None:
+    module = network(Gated())
+    opened(module, torch.randn(2, 5, 12))
+    net, x = cw.open(module), torch.randn(6, 5, 12)
+    graph = cw.find_circuit(net.record(x), net.record(x + 1), cw.custom(lambda logits: logits[:, 0, 0])).graph
+    edges = [graph.edge_name(*edge) for edge in graph.edges]
+    assert any(edge.startswith("L0.act -> L0.attn") and edge.endswith("gate") for edge in edges)

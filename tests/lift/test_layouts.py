@@ -190,3 +190,44 @@ def test_zeros_of_an_inputs_shape_carry_nothing_of_it() -> None:
     clean, other = net.record(x), net.record(x + 2)
     circuit = cw.find_circuit(clean, other, cw.custom(lambda logits: logits[:, 0]))
     assert any("input -> L0.rnn" in edge for edge in circuit.edges)
+
+
+class NeuronsFirst(nn.Module):
+    """An MLP whose nonlinearity sees [batch, neurons, positions]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x).mT).mT)
+
+
+def test_neurons_may_come_before_positions() -> None:
+    torch.manual_seed(0)
+    module, x = NeuronsFirst(), torch.randn(2, 5, 3)
+    found, trace = lifted(module, x)
+    assert found["L0.mlp"] == (6, 1) and trace.locate("L0.mlp.out").axes == ("batch", "neuron", "pos")
+    matrix = cw.virtual_weights(trace, "L0.mlp.in", "input").matrix
+    torch.testing.assert_close(matrix, module.up.weight.T)
+    net = cw.open(module)
+    clean, other = net.record(x), net.record(x + 1)
+    circuit = cw.find_circuit(clean, other, cw.custom(lambda out: out[:, -1, 0]), neurons=True, positions=True)
+    assert circuit.graph.positions == 5
+
+
+class Folded(nn.Module):
+    """A gate of one number a token beside an attention of folded tokens: its axes have no names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.given, self.read = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = self.given(x).flatten(0, 1)
+        scale = torch.sigmoid(folded.mean(-1, keepdim=True))
+        return self.read(torch.tanh(folded.unflatten(0, x.shape[:2])) * scale.unflatten(0, x.shape[:2]))
+
+
+def test_ports_of_another_rank_have_axes() -> None:
+    lifted(Folded(), torch.randn(2, 5, 4))

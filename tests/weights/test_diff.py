@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import torch
 from crafted_models import gguf_bytes, gguf_key, gguf_tensor, gguf_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from saving import normal, saved, saved_by_torch
 
 from cutaway.formats import open_checkpoint
+from cutaway.report.weights_text import differing as differing_text
 from cutaway.weights import compare, health, recover
 
 BEFORE = {"a.weight": normal(48, 40), "b.weight": normal(40, 48, seed=1), "c.bias": normal(48, seed=2)}
@@ -73,8 +77,14 @@ def test_renamed_transposed_added_and_removed(tmp_path: Path) -> None:
 
 def test_a_square_matrix_that_was_transposed(tmp_path: Path) -> None:
     square = {"w": normal(16, 16)}
-    (row,) = differing(tmp_path, {"w": square["w"].T}, square).changes
-    assert row.transposed and row.status == "same"
+    found = differing(tmp_path, {"w": square["w"].T}, square)
+    (row,) = found.changes
+    assert row.transposed and row.status == "same" and not found.equal
+    assert found.summary() == ["1 tensor holds the same numbers.", "1 tensor is transposed."]
+    assert found.record()["changes"][0]["transposed"]
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(differing_text(found.record()))
+    assert re.search(r"^ *w +same transposed", console.export_text(), re.MULTILINE)
 
 
 def test_renamed_and_changed(tmp_path: Path) -> None:

@@ -260,8 +260,8 @@ class _Task:
             rows = over(lambda given: execute(self.tape, steps, given=given)[self.target], worlds)
         except DivergenceError:  # in some world the network takes another path: those run live
             sites = [f"{self.sites[number]}[{self.axis}={index}]" for number, index in some.worlds]
-            made = [self.run.replay(patch(site, self.source)).logits for site in sites]
-            return [self.metric(row, self.run.net) for row in made]
+            live = [self.run.replay(patch(site, self.source)).logits for site in sites]
+            return [self.metric(row, self.run.net) for row in live]
         return [self.metric(row, self.run.net) for row in rows]
 
     def _agrees(self) -> bool:

@@ -13,7 +13,7 @@ from .verb import REQUIRED, Argument, Parameter, Result, Verb, declared
 __all__ = ["REQUIRED", "Argument", "Parameter", "Result", "Verb", "listening", "verbs"]
 
 # The files that declare verbs, in the order in which a reader meets them.
-_FILES = ("demo", "teaching", "checkup", "files", "looking", "reading", "weights", "editing", "explaining", "keeping", "zoo")
+_FILES = tuple("demo teaching checkup files looking reading weights editing explaining keeping zoo".split())
 
 
 def verbs() -> dict[str, Verb]:

@@ -175,6 +175,10 @@ def _triangle(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def findings(name: str, shape: tuple[int, ...], facts: dict[str, Any]) -> list[dict[str, str]]:
     """What a person should know of a tensor's values: kind and text, the worst first."""
     count = math.prod(shape)
@@ -182,8 +186,8 @@ def findings(name: str, shape: tuple[int, ...], facts: dict[str, Any]) -> list[d
     constant = count > 1 and facts["min"] == facts["max"] and not facts["nan"] + facts["inf"]
     rows, columns = facts.get("dead_rows", 0), facts.get("dead_columns", 0)
     dead = " and ".join(
-        f"{number:,} {what} only zeros, first {', '.join(map(str, facts[f'first_dead_{what.split()[0]}']))}"
-        for number, what in ((rows, "rows of"), (columns, "columns of"))
+        f"{_counted(number, what)} of only zeros, first {', '.join(map(str, facts[f'first_dead_{what}s']))}"
+        for number, what in ((rows, "row"), (columns, "column"))
         if number
     )
     zeros = facts["zeros"] / max(1, count)
@@ -191,10 +195,10 @@ def findings(name: str, shape: tuple[int, ...], facts: dict[str, Any]) -> list[d
         ("not finite", facts["nan"] + facts["inf"], f"{facts['nan']:,} NaN, {facts['inf']:,} infinite"),
         ("constant", constant, f"all {count:,} values are {facts['min']:g}"),
         ("dead", not constant and rows + columns, dead),
-        ("constant rows", not constant and facts.get("constant_rows"), f"{facts.get('constant_rows', 0):,} rows"),
+        ("constant rows", not constant and facts.get("constant_rows"), _counted(facts.get("constant_rows", 0), "row")),
         ("low rank", not constant and rank is not None, f"rank {rank} of at most {min(shape, default=0)}"),
         ("outlier", peak > OUTLIER, f"the largest magnitude is {peak:.0f} times the root mean square"),
         ("sparse", count > 1 and not constant and zeros > SPARSE, f"{zeros:.0%} zeros"),
-        ("denormal", facts["denormal"], f"{facts['denormal']:,} numbers too small for full precision"),
+        ("denormal", facts["denormal"], f"{_counted(facts['denormal'], 'number')} too small for full precision"),
     )
     return [{"kind": kind, "tensor": name, "text": text} for kind, holds, text in found if holds]

@@ -42,7 +42,11 @@ def open_part(path: Path, start: int, length: int | None) -> Checkpoint:
         objects = Objects(mapped(path, start, length))
         walk = _Walk(path, start, objects)
         root = objects.root()
+        size, end = len(objects.view), objects.stated_end()
+        if size < end:
+            raise FormatError(f"{path} is cut short: {size:,} of its {end:,} bytes are there; get it again.")
         attributes = walk.attributes(root)
+        walk.seen.add(root)  # a link back to it is a second name of everything
         walk.group(root, "", DEPTH)
     risks = list(walk.risks)
     for key in ("model_config", "training_config"):

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from cutaway.errors import FormatError
+from cutaway.formats.hdf5_dense import Heap, identifiers
 
 NOWHERE = 0xFFFFFFFFFFFFFFFF
 MESSAGES, NODES, TEXT_BYTES, TEXTS = 1_000_000, 200_000, 32 << 20, 1000
@@ -47,6 +47,10 @@ class Objects:
         if self.unpack("Q", start) != (0,):
             raise ValueError("it does not begin at its own beginning")
         return int(self.unpack("Q", address)[0])
+
+    def stated_end(self) -> int:
+        """How many bytes the file had when it was closed, by its superblock (II.A)."""
+        return int(self.unpack("Q", {0: 40, 1: 44}.get(self.view[8], 28))[0])
 
     def messages(self, address: int) -> dict[int, list[tuple[int, int]]]:
         """The messages of an object header by type: where each begins, and its size (IV.A.1)."""
@@ -93,19 +97,24 @@ class Objects:
         return {1, 3, 8} <= self.messages(address).keys()
 
     def children(self, address: int) -> Iterator[tuple[str, int | None]]:
-        """Names and addresses of a group's members; None for a link by name. Old groups, and small new ones."""
+        """Names and addresses of a group's members; None for a link by name. Old groups and new ones."""
         messages = self.messages(address)
         for at, _ in messages.get(0x11, ()):
             tree, heap = self.unpack("QQ", at)
             self.expect(heap, b"HEAP")
             yield from self._tree(tree, self.unpack("Q", heap + 24)[0], set())
         for at, _ in messages.get(0x02, ()):
-            flags = self.view[at + 1]
-            if self.unpack("Q", at + 2 + (8 if flags & 1 else 0)) != (NOWHERE,):
-                advice = "write it again with h5py's libver='earliest'"
-                raise FormatError(f"An HDF5 file keeps a group in a fractal heap, which is not read here; {advice}.")
+            heap, tree = self.unpack("QQ", at + 2 + (8 if self.view[at + 1] & 1 else 0))
+            if heap != NOWHERE:
+                yield from self._dense(heap, tree)
         for at, _ in messages.get(0x06, ()):
             yield self._link(at)
+
+    def _dense(self, heap: int, tree: int) -> Iterator[tuple[str, int | None]]:
+        """The links of a new group that has more than fit its header (by default, more than eight)."""
+        objects = Heap(self.view, self.unpack, self.expect, heap)
+        for identifier in identifiers(self.view, self.unpack, self.expect, self.spend, tree):
+            yield self._link(objects.place(identifier)[0])
 
     def _tree(self, address: int, heap: int, visited: set[int]) -> Iterator[tuple[str, int | None]]:
         """A B-tree of names (III.A.1) with its symbol tables (III.B)."""

@@ -47,9 +47,11 @@ def open(path: Path) -> Checkpoint:
     """Open the folder's weights (safetensors before pickles) and report on everything beside them. FormatError."""
     try:
         with os.scandir(path) as found:
-            names = sorted(entry.name for entry in found if entry.is_file())
+            listed = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise FormatError(f"The folder {path} cannot be listed ({error.strerror}).") from error
+    lost: list[str] = []
+    names = [entry.name for entry in listed if _is_file(entry, lost)]
     if len(names) > FILES:
         raise FormatError(f"The folder {path} holds {len(names):,} files; give the path of a checkpoint in it.")
     weights = _weights(path, names)
@@ -61,7 +63,19 @@ def open(path: Path) -> Checkpoint:
     metadata["tokenizer_files"] = [name for name in names if name in TOKENIZER_FILES]
     metadata |= _tokenizer(path, names)
     risks = [*weights.risks, *_folder_risks(path, names, weights.paths)]
+    risks += [Risk("low", f"{shown(name)} is a link that leads nowhere; skipped") for name in lost[:20]]
     return Checkpoint(NAME, [*weights.paths, *_configs(path, names)], weights.tensors, metadata, risks)
+
+
+def _is_file(entry: os.DirEntry[str], lost: list[str]) -> bool:
+    """Whether a folder's entry is a file or a link to one; links that lead nowhere, or in a circle, go to `lost`."""
+    try:
+        if not entry.is_symlink() or os.path.exists(entry.path):
+            return entry.is_file()
+    except OSError:
+        pass  # what cannot even be asked about is named with the lost links
+    lost.append(entry.name)
+    return False
 
 
 def _tokenizer(path: Path, names: list[str]) -> dict[str, Any]:

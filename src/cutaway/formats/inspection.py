@@ -14,6 +14,7 @@ from cutaway.formats.dtypes import DTYPES
 from cutaway.formats.examination import examine, findings
 from cutaway.formats.opening import open_checkpoint
 from cutaway.formats.reading import file_size
+from cutaway.formats.zip_damage import damage
 
 EXAMINED_BYTES, EXAMINED_TENSORS = 64 << 20, 10_000  # values of more are only looked at with `deep`
 MODULES, MODULE_DEPTH, FINDINGS = 5_000, 12, 2_000
@@ -123,7 +124,7 @@ def _quantisation(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _examined(checkpoint: Checkpoint, counted: dict[str, TensorInfo], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Findings about all values, NaN and infinities, equal tensors, and a hash of all contents whatever the format."""
-    found: list[dict[str, str]] = []
+    found = damage(checkpoint)
     bad: dict[str, dict[str, int]] = {}
     contents: dict[Any, list[str]] = {}
     skipped: dict[str, str] = {}

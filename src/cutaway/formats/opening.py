@@ -55,12 +55,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises FormatError, with one sentence, for anything that is not a sound checkpoint of a known format.
     """
+    if not str(path):
+        raise FormatError("The path of the checkpoint is empty; give the path of a file or a folder.")
     path = Path(path)
     try:
         is_folder = path.is_dir()
         exists = is_folder or path.exists()
     except (OSError, ValueError) as error:
         raise FormatError(f"{str(path)[:200]!r} is not a path that can be opened ({error}).") from error
+    if not exists and path.is_symlink():
+        raise FormatError(f"{path} is a link that leads nowhere; give the path of the file itself.")
     if not exists:
         raise FormatError(f"There is no file {path}{_near(path)}")
     head = b"" if is_folder else read_range(path, 0, min(file_size(path), HEAD_BYTES))
@@ -73,6 +77,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 return opener.open(path)
             except OSError as error:
                 raise FormatError(f"{path} cannot be read ({error.strerror or error}).") from error
+            except FormatError as error:
+                if path.name in str(error) or str(path) in str(error):
+                    raise
+                raise FormatError(f"{path}: {error}") from error
     known = "safetensors, a Hugging Face folder, PyTorch, GGUF, ONNX, Keras and HDF5, TensorFlow Lite and NumPy"
     raise FormatError(f"{path} is in no format that is known here; those are {known}.")
 

@@ -55,7 +55,7 @@ def open(path: Path) -> Checkpoint:
             raise FormatError(f"{path} lacks the storage {shown(storage.key)!r} that a tensor needs; get it again.")
         return extents[storage.key]
 
-    tensors = collect(root.value, locate)
+    tensors = collect(root.value, locate, path)
     imports = list(dict.fromkeys(item for program in programs for item in program.imports))
     return Checkpoint(NAME, [path], tensors, _imports(programs), import_risks(imports, path.name))
 

@@ -64,8 +64,8 @@ def storage_of(reference: Persistent) -> Storage:
     return Storage(str(id[2]), STORAGES[id[1].name], id[4], begin, view)
 
 
-def collect(value: Any, locate: Callable[[Storage], Extent]) -> dict[str, TensorInfo]:
-    """All tensors below `value`, by name. `locate` finds a storage in the file. Raises FormatError."""
+def collect(value: Any, locate: Callable[[Storage], Extent], where: Path) -> dict[str, TensorInfo]:
+    """All tensors below `value`, by name. `locate` finds a storage in the file `where`. Raises FormatError."""
     tensors: dict[str, TensorInfo] = {}
     taken: dict[str, int] = {}
     for path, call in _Walk().tensors(value, (), DEPTH):
@@ -73,7 +73,7 @@ def collect(value: Any, locate: Callable[[Storage], Extent]) -> dict[str, Tensor
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
-        tensors[name] = _tensor(name, call, locate)
+        tensors[name] = _tensor(name, call, locate) if _name(call) in _REBUILDERS else _undecoded(call, where)
     return tensors
 
 
@@ -92,8 +92,13 @@ class _Walk:
         if isinstance(value, Call) and _name(value) in _REBUILDERS:
             yield path, value
             return
+        found = False
         for step, child in _children(value):
-            yield from self.tensors(child, path if step is None else (*path, step), depth - 1)
+            for below in self.tensors(child, path if step is None else (*path, step), depth - 1):
+                found = True
+                yield below
+        if not found and isinstance(value, Call) and _name(value).startswith(_REBUILD) and not _is_passed_on(value):
+            yield path, value
 
 
 def _children(value: Any) -> Iterator[tuple[str | None, Any]]:
@@ -107,6 +112,8 @@ def _children(value: Any) -> Iterator[tuple[str | None, Any]]:
     elif isinstance(value, (list, tuple)):
         for index, child in enumerate(value):
             yield str(index), child
+    elif _name(value) == _SUBCLASS and isinstance(value.arguments, tuple) and len(value.arguments) > 2:
+        yield None, Call(value.arguments[0], value.arguments[2])
     elif _name(value) in _PASSED_ON:
         yield None, value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
     else:
@@ -118,8 +125,14 @@ def _children(value: Any) -> Iterator[tuple[str | None, Any]]:
                 yield None, child
 
 
+_SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # also of plain tensors that bear attributes
+_REBUILD = "torch._utils._rebuild_"
 _REBUILDERS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
 _PASSED_ON = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
+
+
+def _is_passed_on(call: Call) -> bool:
+    return _name(call) in _PASSED_ON
 
 
 def _name(call: Call) -> str:
@@ -156,6 +169,20 @@ def _tensor(name: str, call: Call, locate: Callable[[Storage], Extent]) -> Tenso
     plain = strides == _contiguous(shape) or elements <= 1
     place = Place(extent.path, start, bytes_of(dtype, span), extent.big_endian, None if plain else strides)
     return TensorInfo(dtype, shape, elements * DTYPES[dtype].bits // 8, place)
+
+
+def _undecoded(call: Call, where: Path) -> TensorInfo:
+    """A tensor of a kind that is only listed, such as a quantised one; its shape, if it says so as all others do."""
+    kind = _name(call).removeprefix(_REBUILD).replace("qtensor", "quantised tensor")
+    arguments = call.arguments if isinstance(call.arguments, tuple) else ()
+    shape = (_sizes(arguments[2]) if len(arguments) > 2 else None) or ()
+    if math.prod(shape) > LARGEST:
+        raise FormatError("A tensor claims more elements than any file holds.")
+    nbytes = 0
+    if arguments and isinstance(arguments[0], Persistent):
+        storage = storage_of(arguments[0])
+        kind, nbytes = storage.dtype, bytes_of(storage.dtype, math.prod(shape))
+    return TensorInfo(kind, shape, nbytes, Place(where, 0, nbytes, refusal="is of a kind that is not decoded here"))
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def open_part(path: Path, start: int, length: int | None) -> Checkpoint:
             raise FormatError(f"{path} lacks the storage {shown(storage.key)!r} that a tensor needs; get it again.")
         return Extent(path, member.offset, member.size, big)
 
-    tensors = collect(program.value, locate)
+    tensors = collect(program.value, locate, path)
     risks = import_risks(program.imports, path.name) + _script_risks(found, root) + climbing_risks(found)
     risks += [
         Risk("medium", f"{shown(name)!r} claims more elements than are stored")

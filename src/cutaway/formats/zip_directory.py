@@ -28,13 +28,15 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: `offset` is where its bytes begin in the whole file, `size` what they unpack to."""
+    """A file in an archive: `offset` is where its bytes begin in the whole file, `size` what they unpack to,
+    `crc` the checksum of that."""
 
     name: str
     offset: int
     packed: int
     size: int
     method: int
+    crc: int
 
 
 def members(path: Path, start: int = 0, length: int | None = None) -> dict[str, Member]:
@@ -73,6 +75,7 @@ class _Entry:
     packed: int
     size: int
     header: int
+    crc: int
 
 
 def _find_directory(path: Path, start: int, length: int) -> tuple[int, int, int]:
@@ -139,7 +142,7 @@ def _central(path: Path, directory: bytes, position: int) -> tuple[str, _Entry, 
                 raise FormatError(f"{path} lacks the 64-bit size of {shown(name)!r}; the archive is damaged.")
             value = wide.pop(0)
         values.append(value)
-    return name, _Entry(method, values[1], values[0], values[2]), after
+    return name, _Entry(method, values[1], values[0], values[2], fields[7]), after
 
 
 def _extra64(extra: bytes) -> list[int]:
@@ -169,4 +172,4 @@ def _member(path: Path, start: int, limit: int, name: str, entry: _Entry) -> Mem
         raise FormatError(f"{where} is packed in two contradicting ways; it was made to deceive.")
     if entry.method == STORED and entry.packed != entry.size:
         raise FormatError(f"{where} claims {entry.size:,} bytes but has {entry.packed:,}, as zip bombs do.")
-    return Member(name, start + at + local[9] + local[10], entry.packed, entry.size, entry.method)
+    return Member(name, start + at + local[9] + local[10], entry.packed, entry.size, entry.method, entry.crc)

@@ -61,12 +61,15 @@ def _written_out(flow: Flow, softmax: Op) -> Block | None:
     ports = (("q", query_key[0]), ("k", query_key[1]), ("v", value[0]))
     tiled = _beside_examples(flow, query_key[0])
     axes = {**einsum_slots(flow, output, value[0]), **einsum_slots(flow, scores)}
-    reads = tuple(_read(flow, port, source, axes.get(source), scores if port != "v" else output) for port, source in ports)
+    reads = tuple(
+        _read(flow, port, source, axes.get(source), scores if port != "v" else output) for port, source in ports
+    )
     write = output.outputs[0]
     if tiled is not None:
         axes[write] = tiled
         reads = tuple(Read(read.port, read.value, tiled) for read in reads)
     members = _between(flow, {read.value for read in reads}, write) | inside
+    reads += _gates(flow, softmax, pattern, reads)
     extra = {"pattern": pattern, "scores": below[0]}
     slots = axes.get(write) or heads_of(flow, write, unit=_unit(flow, output, value[0]))
     return Block("attention", reads, write, slots, "h", frozenset(members), extra=extra)
@@ -88,6 +91,18 @@ def _beside_examples(flow: Flow, query: int) -> Slots | None:
         return None
     count = head_count(flow, query)
     return Slots(0, count, tiled=True) if count > 1 and count * flow.batch == shape[0] else None
+
+
+def _gates(flow: Flow, softmax: Op, pattern: int, reads: tuple[Read, ...]) -> tuple[Read, ...]:
+    """What else an attention reads to change its pattern after the softmax."""
+    known = flow.graph.cone({read.value for read in reads})
+    path = sorted(_between(flow, {softmax.outputs[0]}, pattern))
+    given = [value for op in path for value in active(flow.graph.ops[op], flow.activations) if value not in known]
+    found = dict.fromkeys(given)
+    return tuple(
+        Read(f"gate{place or ''}", value, Slots(max(len(flow.shape(value)) - 1, 0), 1))
+        for place, value in enumerate(found)
+    )
 
 
 def _unit(flow: Flow, product: Op, value: int, score: bool = False) -> int:

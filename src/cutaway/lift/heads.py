@@ -32,8 +32,13 @@ class Heads:
             raise SiteError(f"'{name}' is no attention or head; QK and OV are of heads, such as 'L0.attn.h0'.")
         if self.block.slots.tiled and len(self.flow.shape(self.block.write)) == 4:
             raise InputError(
-                f"'{self.block.name}' attends in overlapping windows, where one value is read several times; a QK or OV "
-                "matrix of it would be wrong. Read q, k, v and result instead."
+                f"'{self.block.name}' attends in overlapping windows, where one value is read several times; a QK or "
+                "OV matrix of it would be wrong. Read q, k, v and result instead."
+            )
+        if self.block.slots.first and not self.flow.time_major:
+            raise InputError(
+                f"'{self.block.name}' puts positions before examples, of which there are as many; record another "
+                "number of examples to tell them apart."
             )
         self.frozen = frozen_wiring(trace, norm)
         self.stream = {*stream_of(self.flow), *self.frozen.writes}

@@ -137,7 +137,8 @@ def _attention_sites(flow: Flow, block: Block, sites: dict[str, Found]) -> None:
             sites[f"{block.name}.{name}"] = Found(graph.site(value), (axes[0], "window", *axes[1:]), windows)
             return
         if slots.tiled and len(flow.shape(value)) == 4:  # heads beside examples, and windows
-            sites[f"{block.name}.{name}"] = Found(graph.site(value), ("batch", "head", "window", *axes[2:]) * bool(fold), fold)
+            named = ("batch", "head", "window", *axes[2:]) * bool(fold)
+            sites[f"{block.name}.{name}"] = Found(graph.site(value), named, fold)
             return
         if len(flow.shape(value)) + bool(fold) != 4:
             axes = (axes[0], *axes[2:]) if len(flow.shape(value)) == 3 else ()

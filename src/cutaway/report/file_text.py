@@ -11,7 +11,7 @@ from .layout import Data, grid, heading, indent, more, size
 
 SEVERITIES = {"high": "bold red", "medium": "yellow", "low": "dim"}
 MODULES_SHOWN, NOTES_SHOWN, TEXT_SHOWN = 24, 12, 100
-_WORRYING = {"not finite": "red", "constant": "yellow", "dead": "yellow", "outlier": "yellow"}
+_WORRYING = {"damaged": "bold red", "not finite": "red", "constant": "yellow", "dead": "yellow", "outlier": "yellow"}
 _SAID = (
     "producer", "weights", "general.architecture", "general.name", "tokenizer", "ops", "opset", "inputs", "outputs",
     "description",
@@ -23,7 +23,7 @@ def checkpoint(result: Data) -> RenderableType:
     head = Text.assemble(
         (result["path"], "bold cyan"),
         f"  {result['format']}, {size(result['size'])}, {result['parameters']:,} parameters"
-        f" in {len(result['tensors']):,} tensors",
+        f" in {len(result['tensors']):,} tensor{'s'[: len(result['tensors']) != 1]}",
     )
     found: list[RenderableType] = [head, *_risks(result), *_modules(result)]
     notes = _notes(result)
@@ -92,7 +92,8 @@ def _notes(result: Data) -> list[tuple[str, str, str]]:
         if len(of_kind) > 3:
             notes.append(("", "dim", more([finding["tensor"] for finding in of_kind[3:]], 3)))
     for kind, about in result["quantisation"].get("types", {}).items():
-        notes.append(("quantised", "", f"{kind}: {about['tensors']} tensors, {about['bits']} bits a number"))
+        count = f"{about['tensors']} tensor{'s'[: about['tensors'] != 1]}"
+        notes.append(("quantised", "", f"{kind}: {count}, {about['bits']} bits a number"))
     notes += [("quantised", "", f"as {name}, by its names") for name in result["quantisation"].get("schemes", [])]
     said = {key: result["metadata"][key] for key in _SAID if result["metadata"].get(key)}
     notes += [(key.removeprefix("general."), "dim", _short(value)) for key, value in said.items()]

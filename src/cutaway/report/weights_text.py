@@ -55,7 +55,8 @@ def _said(value: object) -> str:
 
 def healthy(result: Data) -> RenderableType:
     """What `health` prints."""
-    head = Text.assemble((result["path"], "bold cyan"), f"  {result['format']}, {len(result['matrices'])} matrices")
+    count = "1 matrix" if len(result["matrices"]) == 1 else f"{len(result['matrices'])} matrices"
+    head = Text.assemble((result["path"], "bold cyan"), f"  {result['format']}, {count}")
     found: list[RenderableType] = [head, *(indent(Text(f"• {sentence}")) for sentence in result["summary"])]
     table, indented = grid("matrix", "shape", "norm>", "stable rank>", "directions used", "dead>", "twins>", "D>")
     for row in result["matrices"][:ROWS]:
@@ -98,7 +99,8 @@ def differing(result: Data) -> RenderableType:
     formats = dict.fromkeys(result["formats"])
     head.append(f"  {' → '.join(formats)}", style="dim")
     found: list[RenderableType] = [head, *(indent(Text(f"• {sentence}")) for sentence in result["summary"])]
-    told = [row for row in result["changes"] if row["status"] != "same" or row["name"] != row["other"]]
+    rows = result["changes"]
+    told = [row for row in rows if row["status"] != "same" or row["name"] != row["other"] or row["transposed"]]
     told.sort(key=lambda row: -(row["figures"].get("relative") or 0))
     if told:
         table, indented = grid("tensor", "", "relative>", "cosine>", "rank>", "rows>", "columns>")

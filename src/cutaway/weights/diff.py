@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cutaway.formats import Checkpoint
+from cutaway.formats import Checkpoint, TensorInfo
 from cutaway.formats.dtypes import DTYPES
 from cutaway.weights.spectrum import numerical_rank
 
@@ -48,6 +48,11 @@ class Change:
     columns: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing changed, neither numbers nor name nor order."""
+        return self.status == "same" and self.name == self.other and not self.transposed
+
+    @property
     def low_rank(self) -> bool:
         """Whether the change has so small a rank that an adapter (LoRA, Hu et al. 2021) explains it, and not because
         few rows or columns changed."""
@@ -59,8 +64,8 @@ class Change:
 
 @dataclass
 class Difference:
-    """Everything that differs between two checkpoints; `reshaped` have the same name and another shape, `unread` claim
-    more numbers than are stored."""
+    """Everything that differs between two checkpoints; `reshaped` have the same name and another shape, `unread` are
+    only listed, or claim more numbers than are stored."""
 
     paths: tuple[str, str]
     formats: tuple[str, str]
@@ -74,7 +79,7 @@ class Difference:
     def equal(self) -> bool:
         """Whether every number is the same under the same name."""
         rest = self.added or self.removed or self.reshaped or self.unread
-        return not rest and all(row.status == "same" and row.name == row.other for row in self.changes)
+        return not rest and all(row.plain for row in self.changes)
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON-able data."""
@@ -91,7 +96,7 @@ class Difference:
         if self.equal:
             return ["Both hold the same numbers under the same names."]
         by = {status: [row for row in self.changes if row.status == status] for status in _WORDS}
-        found = [f"{_tensors(len(rows))} {_WORDS[status]}." for status, rows in by.items() if rows]
+        found = [f"{_tensors(len(rows), *_WORDS[status])}." for status, rows in by.items() if rows]
         if low := [row for row in self.changes if row.low_rank]:
             ranks = Counter(row.rank for row in low)
             rank, count = ranks.most_common(1)[0]
@@ -110,22 +115,27 @@ class Difference:
                     f"{where['of']} ({places})."
                 )
         if renamed := [row for row in self.changes if row.name != row.other]:
-            found.append(f"{_tensors(len(renamed))} have another name: {renamed[0].name} is {renamed[0].other}.")
+            first = f"{renamed[0].name} is {renamed[0].other}"
+            found.append(f"{_tensors(len(renamed), 'has', 'have')} another name: {first}.")
         if turned := sum(row.transposed for row in self.changes):
-            found.append(f"{_tensors(turned)} are transposed.")
+            found.append(f"{_tensors(turned, 'is', 'are')} transposed.")
         for word, names in (("added", self.added), ("removed", self.removed)):
             if names:
                 found.append(f"{_tensors(len(names))} {word}: {', '.join(names[:3])}{' …' if len(names) > 3 else '.'}")
         if self.reshaped:
-            found.append(f"{_tensors(len(self.reshaped))} have another shape, {self.reshaped[0][0]} the first.")
+            which = _tensors(len(self.reshaped), "has", "have")
+            found.append(f"{which} another shape, {self.reshaped[0][0]} the first.")
         if self.unread:
-            found.append(f"{_tensors(len(self.unread))} claim more numbers than are stored, and were not compared.")
+            was = "was" if len(self.unread) == 1 else "were"
+            found.append(f"{_tensors(len(self.unread))} cannot be read here, and {was} not compared: {self.unread[0]}.")
         return found
 
 
 _WORDS = {
-    "same": "hold the same numbers", "cast": "differ only by rounding to another type",
-    "quantised": "are a quantised form of the other", "changed": "changed",
+    "same": ("holds the same numbers", "hold the same numbers"),
+    "cast": ("differs only by rounding to another type", "differ only by rounding to another type"),
+    "quantised": ("is a quantised form of the other", "are a quantised form of the other"),
+    "changed": ("changed", "changed"),
 }  # fmt: skip
 
 
@@ -133,15 +143,15 @@ def _few(where: dict[str, Any]) -> bool:
     return bool(where) and 0 < where["count"] <= where["of"] // 2
 
 
-def _tensors(count: int) -> str:
-    return f"{count} tensor{'s' if count != 1 else ''}"
+def _tensors(count: int, one: str = "", many: str = "") -> str:
+    return f"{count} tensor{'s' if count != 1 else ''} {one if count == 1 else many}".rstrip()
 
 
 def compare(before: Checkpoint, after: Checkpoint) -> Difference:
     """Compare two checkpoints. Raises FormatError for a tensor that cannot be read."""
     paired, reshaped = [], []
     files = (before, after)
-    unread = dict.fromkeys(name for file in files for name, tensor in file.tensors.items() if tensor.expanded)
+    unread = dict.fromkeys(name for file in files for name, tensor in file.tensors.items() if _unread(tensor))
     left, right = (dict.fromkeys(name for name in file.tensors if name not in unread) for file in files)
     for name in list(left):
         if name in right:
@@ -159,6 +169,10 @@ def compare(before: Checkpoint, after: Checkpoint) -> Difference:
     changes = [_change(before, name, after, other, turned) for name, other, turned in [*paired, *more]]
     paths, formats = (str(before.path), str(after.path)), (before.format, after.format)
     return Difference(paths, formats, changes, list(right), list(left), reshaped, list(unread))
+
+
+def _unread(tensor: TensorInfo) -> bool:
+    return tensor.expanded or bool(tensor.place.refusal)
 
 
 def _renamed(before: Checkpoint, left: list[str], after: Checkpoint, right: list[str]) -> list[tuple[str, str, bool]]:

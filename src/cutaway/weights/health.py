@@ -33,7 +33,7 @@ def health(checkpoint: Checkpoint, progress: Callable[[str, int, int], None] | N
         if progress is not None:
             progress("matrices", done, len(names))
         tensor = checkpoint.tensors[name]
-        if tensor.elements > LARGEST or tensor.expanded:
+        if tensor.elements > LARGEST or tensor.expanded or tensor.place.refusal:
             skipped.append(name)
             continue
         numbers = checkpoint.numbers(name)
@@ -95,8 +95,10 @@ def _summary(matrices: list[dict[str, Any]], growth: list[dict[str, Any]], skipp
                 total = sum(row[side][key]["count"] for row in rows)
                 worst = max(rows, key=lambda row: row[side][key]["count"])
                 one = worst[side][key]
+                said = words[1].format(total, side) if total > 1 else words[0].format(side[:-1])
+                among = f"{one['count']} of them in" if total > 1 else "in"
                 found.append(
-                    f"{total} {words.format(side=side)}, {one['count']} of them in {worst['name']} "
+                    f"{said}, {among} {worst['name']} "
                     f"({', '.join(map(_said, one['first'][:4]))}{' …' if one['count'] > 4 else ''})."
                 )
     ratios = {row["name"]: row["spectrum"]["participation"] / row["spectrum"]["expected"] for row in sound}
@@ -111,15 +113,16 @@ def _summary(matrices: list[dict[str, Any]], growth: list[dict[str, Any]], skipp
         word = "grows" if most["factor"] > 1 else "shrinks"
         found.append(f"Over layers the norm of {most['kind']} changes most: it {word} by {most['factor']:.3f} a layer.")
     if skipped:
-        found.append(f"{len(skipped)} tensors are too large to be measured here, {skipped[0]} the first.")
+        which = "1 tensor is" if len(skipped) == 1 else f"{len(skipped)} tensors are"
+        found.append(f"{which} too large to be measured here, or cannot be read: {skipped[0]}.")
     return found or ["Nothing stands out."]
 
 
 _UNITS = {
-    "dead": "{side} are dead (no weight)",
-    "twins": "{side} have a twin (cosine over 0.999)",
-    "opposites": "{side} have an opposite (cosine under −0.999)",
-    "outliers": "{side} are far longer than the rest",
+    "dead": ("1 {} is dead (no weight)", "{} {} are dead (no weight)"),
+    "twins": ("1 {} has a twin (cosine over 0.999)", "{} {} have a twin (cosine over 0.999)"),
+    "opposites": ("1 {} has an opposite (cosine under −0.999)", "{} {} have an opposite (cosine under −0.999)"),
+    "outliers": ("1 {} is far longer than the rest", "{} {} are far longer than the rest"),
 }
 
 
