@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -231,7 +233,7 @@ def _hugging_face(
 
 def _load(transformers: Any, where: str, local: bool, trust: bool) -> nn.Module:
     """The module in eval mode, from safetensors only, with the class that its config names."""
-    options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": local}
+    options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": local or not _hub_is_known()}
     config = transformers.AutoConfig.from_pretrained(where, **options)
     cls: Any = None
     for architecture in config.architectures or ():
@@ -261,10 +263,25 @@ def _load_tokenizer(transformers: Any, where: str, local: bool, trust: bool) -> 
         return None
     try:
         return _Transformers(
-            transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=trust, local_files_only=local)
+            transformers.AutoTokenizer.from_pretrained(
+                where, trust_remote_code=trust, local_files_only=local or not _hub_is_known()
+            )
         )
     except Exception as error:
         raise ModelError(f"The tokenizer of '{where}' cannot be loaded: {_first_line(error)}") from error
+
+
+def _hub_is_known() -> bool:
+    """Whether the hub's name resolves, or a proxy stands before it; if not, only what is cached can be opened, and
+    trying again is of no use."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
