@@ -123,9 +123,13 @@ def _channel_axis(flow: Flow, contraction: ops.Op, axis: int, write: int) -> int
 def _moved_axis(flow: Flow, op: ops.Op, port: int, axis: int) -> int:
     """Where a layout op puts an axis: seen by what it does to a tensor of numbers that differ along that axis alone."""
     call, shape = flow.tape.calls[op.index], flow.shape(op.inputs[0])
-    ramp = torch.arange(shape[axis]).view([-1 if place == axis else 1 for place in range(len(shape))]).expand(shape)
+    along = [-1 if place == axis else 1 for place in range(len(shape))]
+    ramp = torch.arange(shape[axis]).view(along).expand(shape).clone()
     args, kwargs = swap((call.args, call.kwargs), Ref, lambda ref: ramp)
-    made = list(tensors(call.func(*args, **kwargs)))[port]
+    outs = list(tensors(call.func(*args, **kwargs)))
+    if port >= len(outs):  # it writes into what it is given, which stays as it lies
+        return axis
+    made = outs[port]
     moved = [place for place in range(made.ndim) if bool((made.narrow(place, 0, 1) != made).any())]
     return moved[0] if moved else min(axis, made.ndim - 1)
 
