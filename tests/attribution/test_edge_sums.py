@@ -161,3 +161,11 @@ def test_a_norm_before_the_stream_belongs_to_the_writer(name: str) -> None:
     wanted = [metric(trace.logits, trace.net), moved(lambda run: head(run, 1, 2))]
     wanted.append(moved(lambda run: head(run, 0, 1) + run["L1.mlp_out"]))
     assert error(got, torch.stack(wanted)) <= 1e-5
+
+
+def test_a_norm_in_training_keeps_its_statistics() -> None:
+    found = case("resnet training")
+    before = {name: buffer.clone() for name, buffer in found.module.named_buffers()}
+    edge_errors(found.trace)
+    for name, buffer in found.module.named_buffers():
+        assert torch.equal(buffer, before[name]), name

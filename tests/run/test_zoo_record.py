@@ -78,7 +78,7 @@ def test_a_run_that_keeps_nothing_gives_the_same_values(name: str) -> None:
     args, kwargs = found.inputs()
     lean = found.net.record(*args, keep="none", **kwargs)
     full = found.trace
-    assert set(lean.tape.kept) <= set(lean.graph.outputs)
+    assert set(lean.tape.kept) <= {*lean.graph.outputs, *lean.tape.inner}  # a cache is part of what is returned
     assert lean.sites() == full.sites()
     sites = [full.graph.site(value) for value in full.tape.kept]
     for site in sites[:: max(len(sites) // 5, 1)]:

@@ -162,12 +162,13 @@ class Frozen:
     def _linear(self, op: Op, call: Call) -> Call:
         """The call that gives the linear part of a fused norm or maximum."""
         source = active(op, self.flow.activations)[0]
-        args = swap(call.args, Ref, lambda ref: self._value(ref.id))
-        kwargs = swap(call.kwargs, Ref, lambda ref: self._value(ref.id))
+        # Copies, for a norm in training writes its running statistics.
+        args = swap(call.args, Ref, lambda ref: self._value(ref.id).clone())
+        kwargs = swap(call.kwargs, Ref, lambda ref: self._value(ref.id).clone())
         found = list(tensors(call.func(*args, **kwargs) if call.rng is None else ()))
 
         def alone(x: Tensor) -> Tensor:
-            put = swap(call.args, Ref, lambda ref: x if ref.id == source else self._value(ref.id))
+            put = swap(call.args, Ref, lambda ref: x if ref.id == source else self._value(ref.id).clone())
             out: Tensor = next(tensors(call.func(*put, **kwargs)))
             return out
 
