@@ -21,16 +21,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy is imported, which reads it once
 
 import numpy as np
+from rows import Row, row, show
 from safetensors.numpy import load_file, save_file
 
 from cutaway.formats import info
 
-Row = dict[str, Any]
+COMMAND = "python benchmarks/files.py"
 LAYERS, WIDTH = 12, 768
 BLOCK = {"attn.c_attn": (WIDTH, 3 * WIDTH), "attn.c_proj": (WIDTH, WIDTH), "mlp.c_fc": (WIDTH, 4 * WIDTH),
          "mlp.c_proj": (4 * WIDTH, WIDTH)}  # fmt: skip
@@ -97,23 +97,12 @@ def peak_mb(path: Path) -> float:
     return int(done.stdout) / 1000
 
 
-def row(name: str, figures: list[float], unit: str, goal: float | None, peers: Row | None = None) -> Row:
-    """One row: the median of some figures."""
-    ours = round(statistics.median(figures), 3)
-    return {
-        "name": name, "ours": ours, "unit": unit, "better": "lower", "peers": peers or {}, "goal": goal,
-        "met": None if goal is None else ours <= goal, "n": len(figures),
-        "spread": [round(min(figures), 3), round(max(figures), 3)], "seed": 0,
-        "command": "python benchmarks/files.py",
-    }  # fmt: skip
-
-
 def rows(rounds: int) -> list[Row]:
     """All figures."""
     with tempfile.TemporaryDirectory() as folder:
         plain, quantised, large = write(Path(folder))
         peers: dict[str, Callable[[Path], object]] = {"sha256 of the file": sha256}
-        found = [row("header of 10 GB, cold interpreter", [_cold(large) for _ in range(rounds)], "s", 1.0)]
+        found = [row("header of 10 GB, cold interpreter", [_cold(large) for _ in range(rounds)], "s", 1.0, COMMAND)]
         for path, more in ((plain, {"safetensors load_file": load_file}), (quantised, {})):
             jobs = {"info": info, "info --deep": lambda path: info(path, deep=True), **peers, **more}
             figures: dict[str, list[float]] = {name: [] for name in jobs}
@@ -126,8 +115,8 @@ def rows(rounds: int) -> list[Row]:
             beside = {name: round(statistics.median(figures[name]), 2) for name in jobs if not name.startswith("info")}
             beside["plain read, GB/s"] = round(statistics.median(speeds), 2)
             for name in ("info", "info --deep"):
-                found.append(row(f"{name}, {path.suffix[1:]}", figures[name], "plain reads", None, beside))
-            found.append(row(f"memory of --deep, {path.suffix[1:]}", [peak_mb(path)], "MB", 512.0))
+                found.append(row(f"{name}, {path.suffix[1:]}", figures[name], "plain reads", None, COMMAND, beside))
+            found.append(row(f"memory of --deep, {path.suffix[1:]}", [peak_mb(path)], "MB", 512.0, COMMAND))
     return found
 
 
@@ -142,12 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = rows(given.rounds)
-    if given.json:
-        print(json.dumps({"rows": found}, indent=1))
-        return
-    for item in found:
-        print(f"{item['name']:36} {item['ours']:>9.3f} {item['unit']:12} {item['spread']}  {item['peers']}")
+    show(rows(given.rounds), given.json)
 
 
 if __name__ == "__main__":

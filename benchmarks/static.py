@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import Row, show
 
 LAYERS, WIDTH, HEADS, WORDS = 12, 768, 12, 50257
-Row = dict[str, Any]
 PEER = "TransformerLens 4.3.0"
 # name, unit, goal, the peer's job
 JOBS: dict[str, tuple[str, float | None, str]] = {
@@ -154,13 +154,7 @@ def main() -> None:
         child(*arguments.child)
         return
     rows = measured(arguments.threads, arguments.rounds, arguments.peer)
-    if arguments.json:
-        print(json.dumps({"rows": rows}, indent=1))
-        return
-    for entry in rows:
-        peers = "".join(f"; {name}: {figure}" for name, figure in entry["peers"].items())
-        goal = "" if entry["goal"] is None else f" (goal {entry['goal']}, {'met' if entry['met'] else 'MISSED'})"
-        print(f"{entry['name']:<75} {entry['ours']:>10} {entry['unit']}{goal}{peers}")
+    show(rows, arguments.json)
 
 
 if __name__ == "__main__":

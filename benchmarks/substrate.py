@@ -19,15 +19,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
+from rows import Row, row, show
 
 import cutaway as cw
 
 LAYERS, TOKENS, HEADS = 12, 20, 12
-Row = dict[str, Any]
+FORWARDS, COMMAND = "plain forwards", "python benchmarks/substrate.py"
 
 
 def timed(job: Callable[[], object]) -> float:
@@ -48,18 +48,7 @@ def import_row(rounds: int) -> Row:
     loads = subprocess.run([sys.executable, "-c", "import cutaway, sys; sys.exit('torch' in sys.modules)"], check=False)
     found = statistics.median(seconds("import cutaway") - seconds("pass") for _ in range(rounds))
     name = "import cutaway" + (" (loads torch!)" if loads.returncode else ", no torch loaded")
-    return row(name, [found], 0.3, "s") | {"n": rounds}
-
-
-def row(name: str, figures: list[float], goal: float | None, unit: str = "plain forwards") -> Row:
-    """One row: the median of some figures against a goal."""
-    ours = round(statistics.median(figures), 3)
-    return {
-        "name": name, "ours": ours, "unit": unit, "better": "lower", "peers": {}, "goal": goal,
-        "met": None if goal is None else ours <= goal, "n": len(figures),
-        "spread": [round(min(figures), 3), round(max(figures), 3)], "seed": 0,
-        "command": "python benchmarks/substrate.py",
-    }  # fmt: skip
+    return row(name, [found], "s", 0.3, COMMAND) | {"n": rounds}
 
 
 def jobs(threads: int, rounds: int) -> list[Row]:
@@ -97,17 +86,19 @@ def jobs(threads: int, rounds: int) -> list[Row]:
     new = cw.open(model)
     plain(), plain()
     anew = timed(lambda: new.record(prompt, use_cache=False)) / timed(plain)
-    rows = [row(f"record, the first time, {threads} thread(s)", [anew], None)]
+    rows = [row(f"record, the first time, {threads} thread(s)", [anew], FORWARDS, None, COMMAND)]
     for name, job, count, _ in table:
         first = timed(job) / count / timed(plain)
         if "patch" in name and "sixth" in name:
-            rows.append(row(f"{name}; with planning, {threads} thread(s)", [first], None))
+            rows.append(row(f"{name}; with planning, {threads} thread(s)", [first], FORWARDS, None, COMMAND))
     for _ in range(rounds):
         for name, job, count, _ in table:
             before = timed(plain)
             took = timed(job)
             ratios[name].append(took / count / ((before + timed(plain)) / 2))
-    return [*rows, *(row(f"{name}, {threads} thread(s)", ratios[name], goal) for name, _, _, goal in table)]
+    for name, _, _, goal in table:
+        rows.append(row(f"{name}, {threads} thread(s)", ratios[name], FORWARDS, goal, COMMAND))
+    return rows
 
 
 class Steps(torch.nn.Module):
@@ -135,7 +126,8 @@ def memory() -> list[Row]:
         given = {trace.tape.leaves[value].untyped_storage().data_ptr() for value in trace.graph.inputs}
         kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in trace.tape.kept.values()}
         held = sum(size for place, size in kept.items() if place not in given) / state
-        rows.append(row(f"recording of 1,000 recurrent steps, keep={keep!r}", [held], goal, "states of the network"))
+        name = f"recording of 1,000 recurrent steps, keep={keep!r}"
+        rows.append(row(name, [held], "states of the network", goal, COMMAND))
     return rows
 
 
@@ -167,13 +159,7 @@ def main() -> None:
                 if entry["name"].startswith(job) and "the first time" not in entry["name"]:
                     entry["peers"] = found
         rows += made
-    if arguments.json:
-        print(json.dumps({"rows": rows}, indent=1))
-        return
-    for entry in rows:
-        peers = "".join(f"; {name}: {figure}" for name, figure in entry["peers"].items())
-        goal = "" if entry["goal"] is None else f" (goal {entry['goal']}, {'met' if entry['met'] else 'MISSED'})"
-        print(f"{entry['name']:<100} {entry['ours']:>8} {entry['unit']}{goal}{peers}")
+    show(rows, arguments.json)
 
 
 if __name__ == "__main__":

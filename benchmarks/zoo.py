@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from rows import row, show
 
 import cutaway as cw
 
@@ -44,19 +44,9 @@ def main() -> None:
             seconds[name] = min(took, seconds.get(name, took))
     slowest = max(seconds, key=lambda name: seconds[name])
     figures = {"median": statistics.median(seconds.values()), f"slowest ({slowest})": seconds[slowest]}
-    rows = [
-        {
-            "name": f"record + lift, {len(seconds)} networks of the zoo, {which}", "ours": round(figure, 3),
-            "unit": "s", "better": "lower", "peers": {}, "goal": 0.2, "met": figure <= 0.2, "n": arguments.rounds,
-            "seed": 0, "command": "python benchmarks/zoo.py",
-        }
-        for which, figure in figures.items()
-    ]  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"rows": rows}, indent=1))
-        return
-    for row in rows:
-        print(f"{row['name']:<80} {row['ours']:>7} s (goal 0.2, {'met' if row['met'] else 'MISSED'})")
+    name, command = f"record + lift, {len(seconds)} networks of the zoo", "python benchmarks/zoo.py"
+    rows = [row(f"{name}, {which}", [took], "s", 0.2, command) for which, took in figures.items()]
+    show([made | {"n": arguments.rounds} for made in rows], arguments.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MetricError
-from ..lift.blocks import slot_mask
+from ..lift.blocks import by_slot
 from ..run.worlds import over
 from .edges import EdgeGraph, Part, Port, per_slot
 from .metric import Metric
@@ -167,7 +167,7 @@ class _Pass:
     def _carry(self, port: Port, arrived: Tensor, gradient: Tensor, edges: Tensor) -> None:
         """Carry a read's gradient to the contributions, all slots in one batch, and score the edges into the read."""
         keys = [(stem.feed, stem.value) for stem in port.stems]
-        stack = _by_slot(port, gradient)
+        stack = by_slot(gradient, port.slots)
         if arrived.is_leaf:  # the read is a contribution itself
             carried: list[Tensor | None] = [stack]
         else:
@@ -196,7 +196,7 @@ class _Pass:
         source, made = self.met[last.made]
         if port.value not in self.known.columns:
             noise = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(0)).to(arrived)
-            tried = _required(_batched_gradient(arrived, [made], _by_slot(port, noise))[0])
+            tried = _required(_batched_gradient(arrived, [made], by_slot(noise, port.slots))[0])
             self.known.columns[port.value] = last.columns(tried)
         columns = self.known.columns[port.value]
         if columns is None:
@@ -272,10 +272,7 @@ class _Known:
         graph, steps = self.graph, stem.steps
         assert steps is not None
         change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
-        slots = graph.writes[stem.feed].slots
-        parts = torch.stack(
-            [change * slot_mask(row[:, None], change, slots, None) for row in torch.eye(slots.count).to(change)]
-        )
+        parts = by_slot(change, graph.writes[stem.feed].slots)
         with torch.no_grad():
             made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
             made = (made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]).flatten(1)
@@ -299,14 +296,6 @@ def _sums(graph: EdgeGraph, value: int, product: Tensor) -> Tensor:
     """[slots, positions]: sums over examples; a write without positions counts at position 0."""
     found = per_slot(product, graph.writes[value].slots, graph.positions, graph.position_axis(value)).sum(1)
     return torch.nn.functional.pad(found, (0, graph.positions - found.shape[1]))
-
-
-def _by_slot(port: Port, gradient: Tensor) -> Tensor:
-    """[slots, …]: the gradient with all but one slot set to zero, for each slot."""
-    if port.slots.count == 1:
-        return gradient[None]
-    eye = torch.eye(port.slots.count)
-    return torch.stack([gradient * slot_mask(row[:, None], gradient, port.slots, None) for row in eye.to(gradient)])
 
 
 def _batched_gradient(output: Tensor, inputs: list[Tensor], stack: Tensor) -> list[Tensor | None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..graph import Graph, Value
 from ..lift import Block, Lifted, Slots
-from ..lift.blocks import slot_mask
+from ..lift.blocks import by_slot
 from ..lift.flow import Flow
 from ..lift.frozen import Frozen
 from ..lift.names import way_out
@@ -90,8 +90,7 @@ def _results(block: Block, frozen: Frozen, out: int) -> Callable[[Tensor], Tenso
 
     def results(z: Tensor) -> Tensor:
         now = frozen.at(execute(tape, whole, given={write: z}))
-        masks = [slot_mask(row[:, None], z, block.slots, None) for row in torch.eye(count).to(z)]
-        rows = torch.stack([torch.zeros_like(z), *(z * mask for mask in masks)])
+        rows = torch.cat([torch.zeros_like(z)[None], by_slot(z, block.slots)])
         made = over(lambda world: now.run(apart, world)[out], {write: rows})
         return (made[1:] - made[0] * (1 - 1 / count)).movedim(0, 1)
 

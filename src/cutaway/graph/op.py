@@ -156,6 +156,15 @@ class Graph:
             seen.update(inputs)
         return False
 
+    def behind(self, goals: set[int]) -> set[int]:
+        """The ops that some values are made from, whatever was kept."""
+        wanted, found = set(goals), set[int]()
+        for op in reversed(self.ops):
+            if any(value in wanted for value in op.outputs):
+                found.add(op.index)
+                wanted.update(op.inputs)
+        return found
+
     def check(self) -> None:
         """The spec of a legal graph: raises SiteError where it is broken (tests run it after every pass)."""
         made: set[int] = {value.id for value in self.values if value.op < 0 and value.kind in LEAVES}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -73,6 +74,14 @@ class Block:
 
 
 AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state", "e": "expert"}
+
+
+def by_slot(value: Tensor, slots: Slots) -> Tensor:
+    """[slots, …]: a value with all but one of its slots set to zero, for each slot."""
+    if slots.count == 1:
+        return value[None]
+    rows = torch.eye(slots.count).to(value)
+    return torch.stack([value * slot_mask(row[:, None], value, slots, None) for row in rows])
 
 
 def slot_mask(mask: Tensor, value: Tensor, slots: Slots, position_axis: int | None) -> Tensor:

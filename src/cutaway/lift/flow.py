@@ -31,7 +31,7 @@ class Flow:
         self.goals = list(self.graph.outputs)  # what is explained: the main output alone, set by `lift`
         self.inputs = set(self.graph.inputs)
         self.activations = self._activations()
-        self.useful = self._useful()
+        self.useful = self.graph.behind(set(self.graph.outputs))  # ops that an output depends on
         self.linear = [is_linear(tape, op, self.activations) for op in self.graph.ops]
 
     def _activations(self) -> set[int]:
@@ -52,26 +52,10 @@ class Flow:
         strict = graph.cone(seeds, ops.SHAPE_ONLY) & floating
         return strict if any(value in strict for value in graph.outputs) else reached & floating
 
-    def _useful(self) -> set[int]:
-        """Ops that an output depends on."""
-        wanted = set(self.graph.outputs)
-        found: set[int] = set()
-        for op in reversed(self.graph.ops):
-            if any(value in wanted for value in op.outputs):
-                found.add(op.index)
-                wanted.update(op.inputs)
-        return found
-
     @cached_property
     def ancestors(self) -> set[int]:
         """Ops that a goal depends on: the useful ones without those that only make caches and other by-products."""
-        wanted = set(self.goals)
-        found: set[int] = set()
-        for op in reversed(self.graph.ops):
-            if any(value in wanted for value in op.outputs):
-                found.add(op.index)
-                wanted.update(op.inputs)
-        return found
+        return self.graph.behind(set(self.goals))
 
     @cached_property
     def learnt(self) -> set[int]:

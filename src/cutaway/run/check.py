@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compare import Comparison, difference
+from .compare import Comparison
+from .difference import difference
 from .footprint import changes, footprint
 from .network import Network
 from .structure import tensors

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import CutawayError, DivergenceError, ModelError, SiteError
 from ..graph import ModuleCall
+from .difference import difference
 from .inside import OPAQUE
 from .interventions import Intervention, add, apply, patch, scale
 from .plain import Plain
@@ -23,37 +24,6 @@ from .trace import Trace
 from .worlds import over
 
 _SHOWS = frozenset("getitem alias view reshape transpose permute narrow select chunk split unbind flatten".split())
-
-
-def difference(got: Any, want: Any) -> float:
-    """The largest difference between the tensors of two outputs, each relative to the largest number wanted in it.
-
-    Infinite where shapes, dtypes or the number of tensors differ.
-    """
-    pairs = list(tensors(got)), list(tensors(want))
-    if len(pairs[0]) != len(pairs[1]):
-        return float("inf")
-    return max(map(_difference, *pairs), default=0.0)
-
-
-def _difference(got: Tensor, want: Tensor) -> float:
-    got, want = got.detach(), want.detach()
-    if want.is_nested:
-        return difference(list(got.unbind()), list(want.unbind()))
-    if got.shape != want.shape or got.dtype != want.dtype:
-        return float("inf")
-    if want.layout != torch.strided:
-        got, want = got.to_dense(), want.to_dense()
-    if want.is_quantized:
-        got, want = got.dequantize(), want.dequantize()
-    if not want.numel():
-        return 0.0
-    wide = torch.complex128 if want.is_complex() else torch.float64
-    got, want = got.to(wide), want.to(wide)
-    worst = torch.where((got == want) | (got.isnan() & want.isnan()), 0.0, (got - want).abs()).max().item()
-    finite = want[want.isfinite()]
-    largest = finite.abs().max().item() if finite.numel() else 0.0
-    return float("inf") if worst != worst else worst / (largest or 1.0)
 
 
 class _Interrupted(BaseException):

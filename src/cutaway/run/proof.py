@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ..errors import DivergenceError
+from .difference import alike
 from .replay import stored
 from .tape import Tape
 
@@ -23,9 +21,8 @@ def proven(trace: Trace) -> Tape:
     Raises DivergenceError when the network no longer gives this run's output: something that it depends on has changed.
     """
     tape, anew = trace.tape, trace.net.record(*trace.args, **trace.kwargs).tape
-    outputs = tape.graph.outputs
-    pairs = zip(anew.graph.outputs, outputs, strict=False)
-    if len(anew.graph.outputs) != len(outputs) or not all(_alike(stored(anew, a), stored(tape, b)) for a, b in pairs):
+    got, want = ([stored(side, value) for value in side.graph.outputs] for side in (anew, tape))
+    if len(got) != len(want) or not all(alike(a, b, _ALIKE) for a, b in zip(got, want, strict=True)):
         raise DivergenceError(
             f"'{trace.net.name}' does something else now than when this run was recorded; record it again."
         )
@@ -34,14 +31,3 @@ def proven(trace: Trace) -> Tape:
     tape.assumed = False
     return tape
 
-
-def _alike(one: Tensor, two: Tensor) -> bool:
-    if one.shape != two.shape or one.dtype != two.dtype or one.layout != two.layout:
-        return False
-    if one.layout != torch.strided or one.is_nested:
-        one, two = one.detach().to_dense(), two.detach().to_dense()
-    one, two = (torch.nan_to_num(side.detach()) for side in (one, two))
-    if not one.is_floating_point():
-        return torch.equal(one, two)
-    largest = float(two.abs().max()) if two.numel() else 0.0
-    return not two.numel() or float((one - two).abs().max()) <= _ALIKE * (largest or 1.0)

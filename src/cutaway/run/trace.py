@@ -197,16 +197,20 @@ class Trace:
         tape = self.tape_with(wanted)
         known = self.net.plans(self.graph)
         key = (frozenset(sites), target, position, wanted)
+        if isinstance(known.get(key), Unfit):
+            raise known[key]
         if key in known:
             return known[key].on(tape), True
-        try:
-            found = sizes(self, lambda trace: trace.tape_with(wanted))
-            front = wavefront(tape, found, sites, target, position)
-        except Unfit:  # perhaps only the number of positions is what it cannot do otherwise
-            found = sizes(self, lambda trace: trace.tape_with(wanted), positions=False)
-            front = wavefront(tape, found, sites, target, position)
-        known[key] = front
-        return front, False
+        reason = Unfit("")
+        for positions in (True, False):  # perhaps the number of positions alone is what it cannot do otherwise
+            try:
+                found = sizes(self, lambda trace: trace.tape_with(wanted), positions)
+                known[key] = front = wavefront(tape, found, sites, target, position)
+            except Unfit as why:
+                known[key] = reason = why
+            else:
+                return front, False
+        raise reason
 
     # ---- changing
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .difference import alike
 from .replay import Place, execute, plan
 from .sizes import Sizes, Unfit
 from .tape import Tape
@@ -31,11 +32,12 @@ def wavefront(
     graph = tape.graph
     sites = set(sites)
     reached = graph.cone(set(sites))
-    needed = _above(tape, target)
+    behind = graph.behind({target})
+    needed = {target}.union(*(graph.ops[index].inputs for index in behind))
     ops = [
         op.index
         for op in graph.ops
-        if any(value in reached for value in op.inputs) and any(value in needed for value in op.outputs)
+        if op.index in behind and any(value in reached for value in op.inputs)
     ]
     if target not in reached:
         raise Unfit("the target does not depend on the sites")
@@ -61,21 +63,6 @@ def wavefront(
     if position is not None and found.lays[target].by_position:
         _find_single(front, sites)
     return front
-
-
-def _above(tape: Tape, target: int) -> set[int]:
-    """Every value that the target is made from."""
-    seen: set[int] = set()
-    waiting = [target]
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        maker = tape.graph.values[value].op
-        if maker >= 0:
-            waiting += tape.graph.ops[maker].inputs
-    return seen
 
 
 def _disturbed(front: Wavefront, sites: set[int], start: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
@@ -120,7 +107,7 @@ def _try(front: Wavefront, noisy: dict[int, Tensor], made: dict[int, Tensor]) ->
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
         wanted = [(got, value) for got, value in zip(tried, op.outputs, strict=True) if lays[value].batch >= 0]
-        return all(_alike(got, _pair(front, made, value, at)) for got, value in wanted)
+        return all(alike(got, _pair(front, made, value, at), _ALIKE) for got, value in wanted)
 
     for index in front.ops:
         op = graph.ops[index]
@@ -138,16 +125,6 @@ def _pair(front: Wavefront, made: dict[int, Tensor], value: int, at: Range) -> T
     return torch.cat([cut(found, lay, at, whole) for found in (front.values[value], made[value])], lay.batch)
 
 
-def _alike(got: Tensor, want: Tensor) -> bool:
-    if got.shape != want.shape:
-        return False
-    if not got.is_floating_point():
-        return torch.equal(got, want)
-    got, want = torch.nan_to_num(got), torch.nan_to_num(want)
-    most = float(want.abs().max()) if want.numel() else 0.0
-    return not want.numel() or float((got - want).abs().max()) <= _ALIKE * (most or 1.0)
-
-
 def _find_causal(front: Wavefront, sites: set[int], noisy: dict[int, Tensor]) -> None:
     """Values whose early positions do not change when later ones of the sites do."""
     lays, length = front.sizes.lays, front.sizes.length
@@ -157,7 +134,7 @@ def _find_causal(front: Wavefront, sites: set[int], noisy: dict[int, Tensor]) ->
         late = noisy if start == 1 else _disturbed(front, sites, start)[0]
         for value in list(front.causal):
             early = [cut(found, lays[value], (0, start), whole) for found in (front.values[value], late[value])]
-            if not _alike(early[1], early[0]):
+            if not alike(early[1], early[0], _ALIKE):
                 front.causal.discard(value)
 
 
