@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import numpy
 import pytest
@@ -230,3 +231,23 @@ def test_a_graph_that_no_longer_holds_is_said_to() -> None:
             lean.replay(cw.scale("first", 2.0))
     finally:
         SETTING["number"] = 1.0
+
+
+def test_a_compressed_sparse_input_is_recorded_and_looked_through_for_nan() -> None:
+    class Neighbours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
+            return self.layer(adjacency @ x)
+
+    net, x = cw.open(Neighbours()), torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the layout a beta
+        adjacency = torch.eye(3).to_sparse_csr()
+        spoilt = torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], [1.0, float("nan"), 1.0], (3, 3))
+    for _ in range(2):
+        assert torch.equal(net.record(adjacency, x).logits, net.module(adjacency, x))
+    with pytest.raises(cw.errors.InputError, match="holds NaN"):
+        net.record(spoilt, x)

@@ -103,7 +103,8 @@ def form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _form(tree: Any) -> Any:
     if isinstance(tree, Tensor):
-        return (tuple(tree.shape), tree.stride(), tree.dtype, tree.device.type) if type(tree) is Tensor else [None]
+        plain = type(tree) is Tensor and tree.layout is torch.strided
+        return (tuple(tree.shape), tree.stride(), tree.dtype, tree.device.type) if plain else [None]
     if isinstance(tree, (list, tuple)):
         return (type(tree), tuple(_form(item) for item in tree))
     if isinstance(tree, dict):

@@ -23,6 +23,7 @@ from .untouched import Seal, Snapshot
 from .views import written_through
 
 _MOST_SUMMED = 1 << 30  # bytes of weights that are summed up when they are opened, in a quarter of a second
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _MOST_GUIDES = 8  # forms of inputs whose last recording is remembered
 
 
@@ -160,7 +161,8 @@ class Network:
                 continue
             if tensor.ndim and tensor.shape[0] == 0:
                 raise InputError("The batch is empty; give at least one example.")
-            if tensor.is_floating_point() and torch.isnan(tensor).any():
+            plain = tensor.values() if tensor.layout in _COMPRESSED else tensor
+            if plain.is_floating_point() and torch.isnan(plain).any():
                 raise InputError("An input holds NaN; clean the data first.")
         # Copies, so that a buffer that is used again does not change what was recorded.
         args, kwargs = fresh((args, kwargs))
