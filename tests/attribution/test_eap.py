@@ -7,7 +7,7 @@ from networks import BEHAVING, gpt2_runs, linear_convolutions, organism_runs
 import cutaway as cw
 from cutaway.attribution.eap import eap_ig
 from cutaway.attribution.edges import EdgeGraph
-from cutaway.circuits.mixture import evaluate
+from cutaway.attribution.mixture import evaluate
 from cutaway.errors import InputError, MetricError
 
 
@@ -30,7 +30,7 @@ def test_scores_are_exact_on_a_linear_network(steps: int) -> None:
     torch.manual_seed(1)
     graph = EdgeGraph(net.record(torch.randn(5, 2, 8, 8)), net.record(torch.randn(5, 2, 8, 8)))
     metric = cw.logit_difference(0, 2)
-    scores = by_edge(graph, eap_ig(graph, metric, steps).edges)
+    scores = by_edge(graph, eap_ig(graph, metric, steps=steps).edges)
     assert len(graph.edges) > 6
     torch.testing.assert_close(scores, exact_effects(graph, metric), rtol=1e-4, atol=1e-5)
 

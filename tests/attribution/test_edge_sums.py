@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import cutaway as cw
 from cutaway.attribution.edges import EdgeGraph
+from cutaway.attribution.mixture import evaluate
 from cutaway.attribution.sums import edge_error, edge_errors
-from cutaway.circuits.mixture import evaluate
 from zoo import ZOO, case, error
 
 WRITERS_NORMS = ("gemma2", "gemma3", "olmo2")

@@ -75,7 +75,7 @@ def test_what_cannot_be_asked_gets_one_sentence() -> None:
     with pytest.raises(InputError, match="one is a str"):
         cw.find_circuit("clean", corrupted, metric)
     with pytest.raises(InputError, match="at least 1"):
-        cw.find_circuit(clean, corrupted, metric, steps=0)
+        cw.find_circuit(clean, corrupted, metric, refine=0)
     with pytest.raises(MetricError, match="cuts the gradient off"):
         cw.find_circuit(clean, corrupted, lambda output: metric(output, clean.net).detach())
     with pytest.raises(MetricError, match="fails on this output"):

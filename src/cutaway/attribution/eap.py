@@ -13,51 +13,64 @@ contribution receives it from each reader separately: one forward and one backwa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import MetricError
 from ..lift.blocks import by_slot
 from ..run.worlds import over
 from .edges import EdgeGraph, Part, Port, per_slot
+from .methods import scoring
 from .metric import Metric
+from .scores import Scores
 from .wiring import Stem
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Scores of a graph's edges [readers, writers, positions] and nodes [writers, positions], and how they came about.
-
-    Positive: the edge carries the behaviour (corrupting it lowers the metric).
-    """
-
-    edges: Float[Tensor, "readers writers positions"]
-    nodes: Float[Tensor, "writers positions"]
-    method: str
-    passes: int
-
-
-def eap_ig(graph: EdgeGraph, metric: Metric, steps: int = 5) -> Scores:
-    """Scores of all edges and nodes by `steps` forward and backward passes (1: EAP, the gradient at the clean run).
+@scoring(
+    "eap",
+    levels=("edge", "node"),
+    paper="Syed, Rager, Conmy 2023 (arXiv:2310.10348); nodes: Nanda 2023, attribution patching",
+    passes=lambda graph, options: 2,
+)
+def eap(graph: EdgeGraph, metric: Metric) -> Scores:
+    """Edge attribution patching: the gradient at the clean run times each writer's difference.
 
     Raises MetricError when the metric's gradient is zero everywhere.
     """
+    return _scores(graph, metric, [1.0], "EAP", {})
+
+
+@scoring(
+    "eap-ig",
+    levels=("edge", "node"),
+    paper="Hanna, Pezzelle, Belinkov 2024 (arXiv:2403.17806)",
+    passes=lambda graph, options: 2 * options["steps"],
+)
+def eap_ig(graph: EdgeGraph, metric: Metric, *, steps: int = 5) -> Scores:
+    """EAP with gradients averaged over `steps` inputs interpolated from the corrupted to the clean run.
+
+    Raises MetricError when the metric's gradient is zero everywhere.
+    """
+    return _scores(graph, metric, [(k + 1) / steps for k in range(steps)], f"EAP-IG, {steps} steps", {"steps": steps})
+
+
+def _scores(graph: EdgeGraph, metric: Metric, shares: list[float], method: str, facts: dict[str, Any]) -> Scores:
+    """Scores by a forward and a backward pass at each share of the way from corrupted (0) to clean (1)."""
     edges = torch.zeros(graph.shape())
     nodes = torch.zeros(len(graph.writers), graph.positions)
     known = _Known(graph)
-    for step in range(steps):
-        _Pass(graph, 1.0 if steps == 1 else (step + 1) / steps, known).run(metric, edges, nodes)
+    for share in shares:
+        _Pass(graph, share, known).run(metric, edges, nodes)
     if not edges.any():
         raise MetricError(
             f"The metric '{metric.name}' does not depend on anything that differs between the runs; "
             "choose another metric."
         )
-    scale = 1.0 / (steps * graph.batch)
+    scale = 1.0 / (len(shares) * graph.batch)
     edges = edges * scale * graph.valid[:, :, None]
-    method = f"EAP-IG, {steps} steps" if steps > 1 else "EAP"
-    return Scores(edges, nodes * scale, method, 2 * steps)
+    return Scores(edges, nodes * scale, method, 2 * len(shares), {"baseline": graph.baseline, **facts})
 
 
 @dataclass

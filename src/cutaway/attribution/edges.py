@@ -8,7 +8,9 @@ cell stands for that edge at every step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from ..run.replay import Plan, execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Trace
+from .baselines import Baseline, fill
 from .columns import Through, through
 from .routed import by_expert
 from .wiring import Stem, Wiring
@@ -55,57 +58,88 @@ class Part:
 
 
 class EdgeGraph:
-    """Writers, readers and wiring of a network on a batch of clean and corrupted inputs.
+    """Writers, readers and wiring of a network on a batch of inputs, with the values that ablated writers carry.
 
-    Raises InputError when the runs have different shapes or took different paths, or when nothing differs.
+    `clean` are each write's values as they are, `corrupted` as they are when ablated: those of the corrupted run, or of
+    another baseline (see `baselines`); `baseline` says which. Raises InputError when the runs have different shapes or
+    took different paths, or when nothing differs.
     """
 
-    def __init__(self, clean: Trace, corrupted: Trace, *, positions: bool = False, neurons: bool = False) -> None:
-        if odd := [side for side in (clean, corrupted) if not isinstance(side, Trace)]:
-            given = type(odd[0]).__name__
-            raise InputError(f"Two recorded runs are needed and one is a {given}; use net.record(inputs).")
-        if clean.interventions or corrupted.interventions:
-            raise InputError(
-                "A circuit is found between two recordings, and a run with interventions is none; record it anew."
-            )
-        _same_shape(clean, corrupted)
+    def __init__(
+        self,
+        clean: Trace,
+        corrupted: Trace | None = None,
+        *,
+        baseline: Baseline = "counterfactual",
+        positions: bool = False,
+        neurons: bool = False,
+        seed: int = 0,
+    ) -> None:
+        _check_runs(clean, corrupted)
+        self.options: dict[str, Any] = {
+            "baseline": baseline, "positions": positions, "neurons": neurons, "seed": seed
+        }  # fmt: skip
         self.clean_trace, self.corrupted_trace = clean, corrupted
         self.net = clean.net
         self.lifted: Lifted = clean.lift()
+        flow, blocks = _blocks(self.lifted, neurons)
+        self.tape = flow.tape
+        self.wiring = Wiring(flow)
+        self.writes = {block.write: block for block in blocks if block.write >= 0}
+        self.clean = _values(self.tape, self.writes, self.lifted)
+        _check_finite(clean, self.clean)
+        self.batch = next(iter(self.clean.values())).shape[0]
+        reference = self._reference(corrupted, neurons) if corrupted is not None else None
+        self.corrupted, self.baseline = fill(baseline, self.writes, self.clean, reference, self.batch, seed)
+        # Position embeddings are in every run alike: they stay wiring until a baseline takes them away.
+        self.still = {
+            block.write
+            for block in self.lifted.constants
+            if torch.allclose(self.clean[block.write], self.corrupted[block.write])
+        }
+        self.positions = self._count_positions() if positions else 1
+        self.writers: list[str] = []
+        self.readers: list[str] = []
+        self.columns: dict[int, Tensor] = {}
+        self.parts: list[Part] = [self._part(block) for block in blocks]
+        self.valid = self._valid()
+        self.leads = self._leads()
+
+    def on(self, clean: Trace, corrupted: Trace | None, **changed: Any) -> EdgeGraph:
+        """The same graph on other runs, with the same options but for those in `changed`.
+
+        Raises InputError when it has other nodes there.
+        """
+        other = EdgeGraph(clean, corrupted, **{**self.options, **changed})
+        if (other.writers, other.readers, other.shape()) != (self.writers, self.readers, self.shape()):
+            raise InputError(
+                "The held-out runs have other nodes than the circuit; "
+                "use the same network and inputs of the same shape but for the batch."
+            )
+        return other
+
+    # ---- building
+
+    def _reference(self, corrupted: Trace, neurons: bool) -> dict[int, Tensor]:
+        """The corrupted run's values, which must have come about in the same way."""
         other: Lifted = corrupted.lift()
         if [op.name for op in self.lifted.tape.graph.ops] != [op.name for op in other.tape.graph.ops]:
             raise InputError(
                 "The corrupted run took another path through the network than the clean one; "
                 "compare inputs on which it does the same operations."
             )
-        flow, blocks = _blocks(self.lifted, neurons)
-        self.tape = flow.tape
-        self.wiring = Wiring(flow)
-        self.writes = {block.write: block for block in blocks if block.write >= 0}
-        self.clean = _values(self.tape, list(self.writes))
-        self.corrupted = _values(_blocks(other, neurons)[0].tape, list(self.writes))
-        _check_finite(clean, self.clean)
-        self.positions = self._count_positions() if positions else 1
-        self.writers: list[str] = []
-        self.readers: list[str] = []
-        self.columns: dict[int, Tensor] = {}
-        self.parts: list[Part] = [self._part(block) for block in blocks]
-        self.batch = next(iter(self.clean.values())).shape[0]
-        self.valid = self._valid()
-        self.leads = self._leads()
-
-    # ---- building
+        return _values(_blocks(other, neurons)[0].tape, self.writes, other)
 
     def _part(self, block: Block) -> Part:
         if block.write >= 0:
             self.columns[block.write] = _indices(block.slot_names(), self.writers)
-        stops = set(self.writes)
+        stops = set(self.writes) - self.still
         if any(read.value == block.write for read in block.reads):
             stops.discard(block.write)
         ports = []
         for read in block.reads:
             stored = unguarded(self.tape, plan(self.tape, [], [read.value], stops)).stored
-            feeds = tuple(value for value in self.writes if value in stored and value in self.columns)
+            feeds = tuple(value for value in self.columns if value in stored and value not in self.still)
             stems, merge = self.wiring.divide(read.value, feeds, stops)
             feeds = tuple(value for value in feeds if any(stem.feed == value for stem in stems))
             rows = _indices(block.reader_names(read), self.readers)
@@ -137,6 +171,8 @@ class EdgeGraph:
             raise InputError(
                 "Nothing inside the network differs between the clean and the corrupted inputs; "
                 "change what the behaviour depends on."
+                if self.baseline["kind"] == "counterfactual"
+                else f"Nothing inside the network differs from its {self.baseline['kind']} baseline; choose another."
             )
         return table
 
@@ -229,7 +265,12 @@ def _blocks(lifted: Lifted, neurons: bool) -> tuple[Flow, list[Block]]:
     """Sources, blocks and output as writers and readers, norms of writers and a slot for each neuron included."""
     split = [_neurons(block, lifted) for block in lifted.blocks] if neurons else lifted.blocks
     flow, blocks = by_expert(*behind_norms(lifted, split))
-    return flow, [*lifted.sources, *blocks, lifted.output]
+    return flow, [*lifted.sources, *map(_spread, lifted.constants), *blocks, lifted.output]
+
+
+def _spread(constant: Block) -> Block:
+    """A position embedding as a write [batch, pos, width], whatever axes its own value has."""
+    return replace(constant, slots=Slots(2, 1))
 
 
 def _neurons(block: Block, lifted: Lifted) -> Block:
@@ -244,9 +285,26 @@ def _neurons(block: Block, lifted: Lifted) -> Block:
     return replace(block, reads=reads, slots=slots, mark="n")
 
 
-def _values(tape: Tape, wanted: list[int]) -> dict[int, Tensor]:
+def _values(tape: Tape, writes: Iterable[int], lifted: Lifted) -> dict[int, Tensor]:
+    """What every write is in a run; position embeddings [batch, pos, width] as if each example had its own."""
     with torch.no_grad():
-        return execute(tape, plan(tape, [], wanted))
+        found = execute(tape, plan(tape, [], list(writes)))
+    batch = next(iter(found.values())).shape[0]
+    return found | {
+        block.write: (value := found[block.write]).expand(batch, *value.shape[-2:]) for block in lifted.constants
+    }
+
+
+def _check_runs(clean: Trace, corrupted: Trace | None) -> None:
+    for side in (clean, corrupted) if corrupted is not None else (clean,):
+        if not isinstance(side, Trace):
+            raise InputError(f"Recorded runs are needed and one is a {type(side).__name__}; use net.record(inputs).")
+        if side.interventions:
+            raise InputError(
+                "A circuit is found between two recordings, and a run with interventions is none; record it anew."
+            )
+    if corrupted is not None:
+        _same_shape(clean, corrupted)
 
 
 def _same_shape(clean: Trace, corrupted: Trace) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import CutawayError, InputError, MetricError
 from ..run.network import Network
+from ..run.trace import Trace
 
 Answer = str | int | Sequence[str] | Sequence[int] | Tensor
 
@@ -83,6 +84,40 @@ def logit(answer: Answer, position: int = -1) -> Metric:
         return rows.gather(1, _ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
 
     return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position}, position)
+
+
+def output_distance(reference: Trace) -> Metric:
+    """Minus the mean squared difference of an example's output from a reference run's (0 is best: the same output)."""
+    wanted = reference.logits.detach()
+
+    def read(output: Tensor, net: Network) -> Tensor:
+        _check_like(output, wanted)
+        return -(output - wanted).square().flatten(1).mean(1)
+
+    return Metric("output distance", read, {"kind": "output_distance", "direction": "closer to 0 is better"})
+
+
+def kl_divergence(reference: Trace, position: int | None = None) -> Metric:
+    """Minus the KL divergence in nats of an example's output from a reference run's (0 is best), mean over positions or
+    at one position. Its gradient is zero at the reference itself."""
+    wanted = reference.logits.detach() if position is None else at_position(reference.logits.detach(), position)
+    wanted = wanted.log_softmax(-1)
+
+    def read(output: Tensor, net: Network) -> Tensor:
+        _check_like(output, wanted)
+        apart = wanted.exp() * (wanted - output.log_softmax(-1))
+        return -apart.sum(-1).flatten(1).mean(1) if apart.ndim > 2 else -apart.sum(-1)
+
+    facts = {"kind": "kl_divergence", "position": position, "direction": "closer to 0 is better"}
+    return Metric("KL divergence", read, facts, position)
+
+
+def _check_like(output: Tensor, wanted: Tensor) -> None:
+    if output.shape != wanted.shape:
+        raise MetricError(
+            f"The output has shape {tuple(output.shape)} and the reference run's {tuple(wanted.shape)}; "
+            "record the reference on the same inputs."
+        )
 
 
 def as_metric(what: Any) -> Metric:

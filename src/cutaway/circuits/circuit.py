@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..attribution.eap import Scores
 from ..attribution.edges import EdgeGraph
 from ..attribution.metric import Metric
+from ..attribution.scores import Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,13 @@ class Circuit:
         columns = self.mask.any(0).any(1)
         return [name for name, inside in zip(self.graph.writers, columns.tolist(), strict=True) if inside]
 
+    def score(self, row: int, column: int, position: int) -> float:
+        """The score of an edge, or of its writer where only nodes were scored."""
+        edges, nodes = self.scores.edges, self.scores.nodes
+        if edges is not None:
+            return float(edges[row, column, position])
+        return float(nodes[column, position]) if nodes is not None else float("nan")
+
     def table(self) -> list[dict[str, Any]]:
         """One row an edge: edge, writer, reader, position (None for all), score, exact effect or None."""
         rows = []
@@ -55,7 +62,7 @@ class Circuit:
                     "writer": self.graph.writers[column],
                     "reader": self.graph.readers[row],
                     "position": position if self.graph.positions > 1 else None,
-                    "score": float(self.scores.edges[row, column, position]),
+                    "score": self.score(row, column, position),
                     "exact": exact,
                 }
             )

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..attribution.eap import Scores, eap_ig
+from ..attribution.baselines import Baseline
 from ..attribution.edges import EdgeGraph
+from ..attribution.methods import score
 from ..attribution.metric import Metric, as_metric
+from ..attribution.mixture import ends, evaluate
+from ..attribution.scores import Scores
 from ..errors import InputError, MetricError
 from ..run.trace import Trace
 from .circuit import Circuit, trimmed
-from .mixture import evaluate
 
 Unit = tuple[int, ...]
 Progress = Callable[[str, int, int], None]
@@ -22,12 +24,13 @@ Progress = Callable[[str, int, int], None]
 
 def find_circuit(
     clean: Trace,
-    corrupted: Trace,
+    corrupted: Trace | None,
     metric: Metric | Callable[[Tensor], Tensor],
     *,
     level: str = "edge",
+    method: str = "eap-ig",
+    baseline: Baseline = "counterfactual",
     faithfulness: float = 0.9,
-    steps: int = 5,
     refine: int = 200,
     positions: bool = False,
     neurons: bool = False,
@@ -35,30 +38,32 @@ def find_circuit(
 ) -> Circuit:
     """The smallest circuit found whose faithfulness is within `1 - faithfulness` of 1, on a batch of pairs.
 
-    Edges (or nodes, with level="node") are scored by EAP-IG with `steps` steps; the best `refine` are scored again by
-    exact patching of each alone; the smallest prefix of that ranking that is faithful is pruned of everything it does
-    not need. `positions` resolves nodes by position, `neurons` MLPs by neuron.
+    Edges (or nodes, with level="node") are scored by `method` (see `cutaway.methods`); the best `refine` are scored
+    again by exact patching of each alone; the smallest prefix of that ranking that is faithful is pruned of everything
+    it does not need. What is outside carries `baseline`. `positions` resolves nodes by position, `neurons` MLPs by
+    neuron.
 
     Raises InputError for pairs that cannot be compared, MetricError for a metric that does not distinguish clean from
     corrupted.
     """
     if level not in ("edge", "node"):
         raise InputError(f"There is no level '{level}'; choose 'edge' or 'node'.")
-    if not 0 < faithfulness <= 1 or steps < 1 or refine < 1:
-        raise InputError("A search needs 0 < faithfulness <= 1, and steps and refine of at least 1.")
+    if not 0 < faithfulness <= 1 or refine < 1:
+        raise InputError("A search needs 0 < faithfulness <= 1, and refine of at least 1.")
     metric = as_metric(metric)
-    graph = EdgeGraph(clean, corrupted, positions=positions, neurons=neurons)
+    graph = EdgeGraph(clean, corrupted, baseline=baseline, positions=positions, neurons=neurons)
     search = _Search(graph, metric, level, progress or (lambda stage, done, of: None))
     search.measure_gap()
-    search.progress("scoring edges", 0, steps)
-    scores = eap_ig(graph, metric, steps)
+    search.progress("scoring edges", 0, 1)
+    scores = score(graph, metric, method=method)
     ranked = search.rank(scores, refine)
     chosen, curve = search.shortest(ranked, 1 - faithfulness)
     chosen = search.prune(chosen, 1 - faithfulness)
     mask = search.mask(chosen)
     reached = float(search.faithfulness(mask[None])[0])
     settings = {
-        "scores": scores.method, "refined": len(search.exact), "target_faithfulness": faithfulness,
+        "scores": scores.method, "baseline": graph.baseline, "refined": len(search.exact),
+        "target_faithfulness": faithfulness,
         "positions": positions, "neurons": neurons, "evaluations": search.evaluations, "gap": search.gap,
         "clean": search.clean, "corrupted": search.corrupted,
     }  # fmt: skip
@@ -82,7 +87,7 @@ class _Search:
 
     def measure_gap(self) -> None:
         """Measure the behaviour at both ends; raises MetricError when there is none."""
-        clean, corrupted = behaviour(self.graph, self.metric)
+        clean, corrupted = ends(self.graph, self.metric)
         self.clean, self.corrupted = float(clean.mean()), float(corrupted.mean())
         self.gap = self.clean - self.corrupted
         check_distinguishes(self.metric, clean, corrupted)
@@ -111,10 +116,10 @@ class _Search:
     def rank(self, scores: Scores, refine: int) -> list[Unit]:
         """All units, best first: exactly scored ones by exact effect, the rest by cheap score behind them."""
         if self.level == "node":
-            table = scores.nodes
+            table = scores.of("node")
             units: list[Unit] = [tuple(index) for index in table.nonzero().tolist()]
         else:
-            table = scores.edges
+            table = scores.of("edge")
             units = [tuple(index) for index in table.nonzero().tolist()]
         units.sort(key=lambda unit: -abs(float(table[unit])))
         front = units[:refine]
@@ -206,12 +211,6 @@ class _Search:
         found = (1 - self.faithfulness(self.masks(trials))).abs().tolist()
         limit = max(slack, base)
         return next((trial for trial, value in zip(trials, found, strict=True) if value <= limit), None)
-
-
-@torch.no_grad()
-def behaviour(graph: EdgeGraph, metric: Metric) -> tuple[Tensor, Tensor]:
-    """The metric of each example on the clean and on the corrupted run, both [batch]."""
-    return metric(graph.clean_trace.logits, graph.net), metric(graph.corrupted_trace.logits, graph.net)
 
 
 def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..attribution.eap import Scores
 from ..attribution.edges import EdgeGraph
 from ..attribution.metric import Metric, logit, logit_difference
+from ..attribution.scores import Scores
 from ..circuits.circuit import Circuit
 from ..errors import InputError, MetricError
 from ..run.network import Network
@@ -30,21 +30,26 @@ def rebuild(net: Network, claim: Mapping[str, Any], arrays: Mapping[str, np.ndar
             "open the network that the claim is about."
         )
     settings = dict(claim["circuit"]["settings"])
-    clean, corrupted = (_recorded(net, arrays, side) for side in ("clean", "corrupted"))
-    graph = EdgeGraph(clean, corrupted, positions=settings["positions"], neurons=settings["neurons"])
+    clean = _recorded(net, arrays, "clean")
+    corrupted = _recorded(net, arrays, "corrupted") if any(name.startswith("corrupted.") for name in arrays) else None
+    baseline = settings["baseline"]
+    options = {"baseline": baseline["kind"], "seed": baseline.get("seed", 0)}
+    options |= {name: settings[name] for name in ("positions", "neurons")}
+    graph = EdgeGraph(clean, corrupted, **options)
     mask = torch.from_numpy(np.array(arrays["mask"])).bool()
     if tuple(mask.shape) != graph.shape():
         raise InputError("The stored circuit has other nodes than this version of Cutaway finds; find it again.")
-    scores = Scores(torch.zeros(graph.shape()), torch.zeros(len(graph.writers), graph.positions), settings["scores"], 0)
+    table = torch.zeros(graph.shape())
     exact: dict[tuple[int, int, int], float] = {}
     for row in claim["circuit"]["edges"]:
         place = (graph.readers.index(row["reader"]), graph.writers.index(row["writer"]), row["position"] or 0)
-        scores.edges[place] = row["score"]
+        table[place] = row["score"]
         if row["exact"] is not None:
             exact[place] = row["exact"]
     curve = tuple((int(size), float(value)) for size, value in claim["circuit"]["curve"])
     metric = metric_from(provenance["metric"])
     level, reached = claim["circuit"]["level"], claim["circuit"]["faithfulness"]
+    scores = Scores(table, None, settings["scores"], 0)
     return Circuit(graph, metric, mask, scores, exact, level, reached, curve, settings)
 
 

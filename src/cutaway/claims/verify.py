@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..attribution.edges import EdgeGraph
 from ..attribution.metric import Metric, as_metric
+from ..attribution.mixture import ends, evaluate
 from ..circuits.circuit import Circuit
-from ..circuits.mixture import evaluate
-from ..circuits.search import Progress, behaviour, check_distinguishes
+from ..circuits.search import Progress, check_distinguishes
 from ..errors import InputError
 from ..run.structure import tensors
 from ..run.trace import Trace
@@ -55,7 +55,7 @@ def verify(
     held_out = clean is not None and corrupted is not None
     graph = _graph(circuit, clean, corrupted)
     metric = as_metric(metric or circuit.metric)
-    good, bad = behaviour(graph, metric)
+    good, bad = ends(graph, metric)
     check_distinguishes(metric, good, bad)
     report("faithfulness", 0, 4)
     size = len(circuit) if circuit.level == "edge" else _node_count(circuit)
@@ -85,7 +85,9 @@ def verify(
             Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"])
         )
     reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
-    inputs = _inputs("clean", graph.clean_trace) | _inputs("corrupted", graph.corrupted_trace)
+    inputs = _inputs("clean", graph.clean_trace)
+    if graph.corrupted_trace is not None:
+        inputs |= _inputs("corrupted", graph.corrupted_trace)
     inputs["mask"] = circuit.mask.numpy().astype(np.uint8)
     return Claim(
         _statement(graph, circuit, metric),
@@ -147,26 +149,12 @@ def _score(circuit: Circuit, row: int, column: int) -> float:
     """The magnitude of an edge's effect, exact where it was measured, over positions."""
     exact = [circuit.exact.get((row, column, place)) for place in range(circuit.graph.positions)]
     known = [value for value in exact if value is not None]
-    return abs(sum(known)) if known else abs(float(circuit.scores.edges[row, column].sum()))
+    scores = known or [circuit.score(row, column, place) for place in range(circuit.graph.positions)]
+    return abs(sum(scores))
 
 
 def _graph(circuit: Circuit, clean: Trace | None, corrupted: Trace | None) -> EdgeGraph:
-    if clean is None or corrupted is None:
-        return circuit.graph
-    settings = circuit.settings
-    graph = EdgeGraph(
-        clean, corrupted, positions=settings.get("positions", False), neurons=settings.get("neurons", False)
-    )
-    if (
-        graph.writers != circuit.graph.writers
-        or graph.readers != circuit.graph.readers
-        or graph.shape() != circuit.graph.shape()
-    ):
-        raise InputError(
-            "The held-out runs have other nodes than the circuit; "
-            "use the same network and inputs of the same shape but for the batch."
-        )
-    return graph
+    return circuit.graph if clean is None else circuit.graph.on(clean, corrupted)
 
 
 def _node_mask(circuit: Circuit) -> Tensor:
@@ -265,7 +253,7 @@ def _provenance(graph: EdgeGraph, metric: Metric, held_out: bool, seed: int, n: 
         "source": graph.net.source,
         "fingerprint": graph.net.fingerprint,
         "metric": {"name": metric.name, **metric.facts},
-        "baseline": "counterfactual: the values of the corrupted run",
+        "baseline": graph.baseline,
         "examples": n,
         "held_out": held_out,
         "seed": seed,

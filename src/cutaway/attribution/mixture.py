@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..attribution.edges import EdgeGraph, Part, Port
-from ..attribution.metric import Metric
-from ..attribution.wiring import Stem
 from ..lift.blocks import slot_mask
 from ..run.worlds import over
+from .edges import EdgeGraph, Part, Port
+from .metric import Metric
+from .wiring import Stem
 
 # Numbers held at once by a batched evaluation; larger batches are made in chunks.
 BUDGET = 24_000_000
@@ -31,6 +31,15 @@ def evaluate(
     """The metric of every example under every circuit; a mask says which edges are in the circuit."""
     held = max(sum(value.numel() for value in graph.clean.values()), 1)
     return torch.cat([_Evaluation(graph, metric, chunk).run() for chunk in masks.split(max(8, 8 * BUDGET // held))])
+
+
+@torch.no_grad()
+def ends(graph: EdgeGraph, metric: Metric) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The metric of each example with nothing ablated and with everything ablated."""
+    good = metric(graph.clean_trace.logits, graph.net)
+    if graph.baseline["kind"] == "counterfactual" and graph.corrupted_trace is not None:
+        return good, metric(graph.corrupted_trace.logits, graph.net)
+    return good, evaluate(graph, metric, torch.zeros(1, *graph.shape(), dtype=torch.bool))[0]
 
 
 class _Worlds:

@@ -6,7 +6,7 @@ from networks import BEHAVING, gpt2_runs, organism_runs
 
 import cutaway as cw
 from cutaway.attribution.edges import EdgeGraph
-from cutaway.circuits.mixture import evaluate
+from cutaway.attribution.mixture import evaluate
 
 
 def full_mask(graph: EdgeGraph) -> torch.Tensor:
