@@ -12,6 +12,7 @@ contribution receives it from each reader separately: one forward and one backwa
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,11 @@ from torch import Tensor
 
 from ..errors import MetricError
 from ..lift.blocks import by_slot
+from ..run.replay import Plan
 from ..run.worlds import over
+from .alone import Alone, alone
+from .baselines import Values
+from .columns import Picks, Through
 from .edges import EdgeGraph, Part, Port, per_slot
 from .methods import scoring
 from .metric import Metric
@@ -39,7 +44,7 @@ def eap(graph: EdgeGraph, metric: Metric) -> Scores:
 
     Raises MetricError when the metric's gradient is zero everywhere.
     """
-    return _scores(graph, metric, [1.0], "EAP", {})
+    return at_shares(graph, metric, [1.0], "EAP", {})
 
 
 @scoring(
@@ -53,24 +58,35 @@ def eap_ig(graph: EdgeGraph, metric: Metric, *, steps: int = 5) -> Scores:
 
     Raises MetricError when the metric's gradient is zero everywhere.
     """
-    return _scores(graph, metric, [(k + 1) / steps for k in range(steps)], f"EAP-IG, {steps} steps", {"steps": steps})
+    return at_shares(graph, metric, [(k + 1) / steps for k in range(steps)], f"EAP-IG, {steps} steps", {"steps": steps})
 
 
-def _scores(graph: EdgeGraph, metric: Metric, shares: list[float], method: str, facts: dict[str, Any]) -> Scores:
+def at_shares(graph: EdgeGraph, metric: Metric, shares: list[float], method: str, facts: dict[str, Any]) -> Scores:
     """Scores by a forward and a backward pass at each share of the way from corrupted (0) to clean (1)."""
     edges = torch.zeros(graph.shape())
     nodes = torch.zeros(len(graph.writers), graph.positions)
-    known = _Known(graph)
+    known = Known(graph, alone(graph, metric))
     for share in shares:
-        _Pass(graph, share, known).run(metric, edges, nodes)
+        Carried(graph, sources_at(graph, share), known).run(metric, edges, nodes)
+    check_moved(edges, metric)
+    scale = 1.0 / (len(shares) * graph.batch)
+    edges = edges * scale * graph.valid[:, :, None]
+    return Scores(edges, nodes * scale, method, 2 * len(shares), {"baseline": graph.baseline, **facts})
+
+
+def sources_at(graph: EdgeGraph, share: float) -> dict[int, Tensor]:
+    """The writes of sources (embeddings, inputs) at a share of the way from corrupted (0) to clean (1)."""
+    sources = [part.block.write for part in graph.parts if not part.ports]
+    return {value: torch.lerp(graph.corrupted[value], graph.clean[value], share) for value in sources}
+
+
+def check_moved(edges: Tensor, metric: Metric) -> None:
+    """Raises MetricError when scores are zero everywhere."""
     if not edges.any():
         raise MetricError(
             f"The metric '{metric.name}' does not depend on anything that differs between the runs; "
             "choose another metric."
         )
-    scale = 1.0 / (len(shares) * graph.batch)
-    edges = edges * scale * graph.valid[:, :, None]
-    return Scores(edges, nodes * scale, method, 2 * len(shares), {"baseline": graph.baseline, **facts})
 
 
 @dataclass
@@ -83,11 +99,24 @@ class _Cut:
     made: Tensor | None = None
 
 
-class _Pass:
-    """One forward and one backward pass at a point between corrupted (share 0) and clean (share 1)."""
+class Carried:
+    """One forward and one backward pass from `given` values of writes: those of sources, and any others.
 
-    def __init__(self, graph: EdgeGraph, share: float, known: _Known) -> None:
-        self.graph, self.share, self.known = graph, share, known
+    No gradient is carried into a block whose write is given or among `dropped`. `scored`: the write whose node and
+    edges get scores, all of them if it is None. `slopes` are the gradients at writes.
+    """
+
+    def __init__(
+        self,
+        graph: EdgeGraph,
+        given: Values,
+        known: Known,
+        dropped: Container[int] = (),
+        scored: int | None = None,
+    ) -> None:
+        self.graph, self.given, self.known = graph, given, known
+        self.dropped, self.scored = dropped, scored
+        self.slopes: dict[int, Tensor] = {}
         # What meets before a contraction, and what the contraction makes of it; shared by the reads behind it.
         self.met: dict[int, tuple[Tensor, Tensor]] = {}
         self.leaves: dict[int, Tensor] = {}
@@ -103,17 +132,20 @@ class _Pass:
             block = cut.part.block
             received = self._received(block.write) if block.write >= 0 else None
             if received is not None:
+                self.slopes[block.write] = received
+            if received is not None and self.scored in (None, block.write):
                 product = (graph.clean[block.write] - graph.corrupted[block.write]) * received
                 nodes.index_add_(0, graph.columns[block.write], _sums(graph, block.write, product).detach().to(nodes))
+            if block.write in self.dropped or block.write in self.given:
+                continue
             for port, gradient in zip(cut.part.ports, self._gradients(cut, received, metric), strict=True):
                 if gradient is not None and port.stems:
                     self._carry(port, cut.arrived[port.value], gradient, edges)
 
     def _forward(self, part: Part) -> _Cut:
         graph, block = self.graph, part.block
-        if not part.ports:
-            start = torch.lerp(graph.corrupted[block.write], graph.clean[block.write], self.share)
-            self.leaves[block.write] = start.detach().requires_grad_()
+        if block.write in self.given:
+            self.leaves[block.write] = self.given[block.write].detach().requires_grad_()
             return _Cut(part, {}, {})
         arrived = {port.value: self._arrive(port) for port in part.ports}
         entered = {value: tensor.detach().requires_grad_() for value, tensor in arrived.items()}
@@ -127,7 +159,7 @@ class _Pass:
 
     def _arrive(self, port: Port) -> Tensor:
         """A read from the contributions that meet in it."""
-        met = {}
+        met: dict[int, Tensor] = {}
         for stem in port.stems:
             key = (stem.feed, stem.value)
             if key not in self.ends:
@@ -138,6 +170,8 @@ class _Pass:
             met[stem.value] = self.ends[key]
         if port.value in met:
             return met[port.value]
+        if self.known.alone is not None and port is self.graph.parts[-1].ports[0]:
+            return self.known.alone.run(self.graph, met)
         if port.through is None:
             return self.graph.run(port.merge, met)[port.value]
         last = port.through
@@ -151,7 +185,8 @@ class _Pass:
         block = cut.part.block
         if block.kind == "output":
             logits = cut.entered[block.reads[0].value]
-            total = metric(logits, self.graph.net).sum()
+            read = metric if self.known.alone is None else metric.of
+            total = read(logits, self.graph.net).sum()
             if not total.requires_grad:
                 raise MetricError(
                     f"The metric '{metric.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
@@ -180,11 +215,10 @@ class _Pass:
     def _carry(self, port: Port, arrived: Tensor, gradient: Tensor, edges: Tensor) -> None:
         """Carry a read's gradient to the contributions, all slots in one batch, and score the edges into the read."""
         keys = [(stem.feed, stem.value) for stem in port.stems]
-        stack = by_slot(gradient, port.slots)
         if arrived.is_leaf:  # the read is a contribution itself
-            carried: list[Tensor | None] = [stack]
+            carried: list[Tensor | None] = [by_slot(gradient, port.slots)]
         else:
-            start, stack = self._before_contraction(port, arrived, stack)
+            start, stack = self._before_contraction(port, arrived, gradient)
             carried = _batched_gradient(start, [self.ends[key] for key in keys], stack)
         together: dict[tuple[int, tuple[int, ...]], list[Stem]] = {}
         shared: dict[tuple[int, tuple[int, ...]], Tensor] = {}
@@ -198,24 +232,23 @@ class _Pass:
             for stem in stems:
                 key = (stem.feed, stem.value)
                 self.got[key] = self.got[key] + total if key in self.got else total
-            for rows, columns in self._rows(stems, found):
+            for rows, columns in self._rows([stem for stem in stems if self.scored in (None, stem.feed)], found):
                 edges.index_put_((port.rows[:, None], columns[None, :]), rows.detach().to(edges), accumulate=True)
 
-    def _before_contraction(self, port: Port, arrived: Tensor, stack: Tensor) -> tuple[Tensor, Tensor]:
+    def _before_contraction(self, port: Port, arrived: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Where slots' gradients go on from, and what they are there: before the contraction if that saves work."""
         last = port.through
-        if last is None or last.made not in self.met or len(stack) < 2:
-            return arrived, stack
+        if last is None or last.made not in self.met or port.slots.count < 2:
+            return arrived, by_slot(gradient, port.slots)
         source, made = self.met[last.made]
-        if port.value not in self.known.columns:
-            noise = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(0)).to(arrived)
-            tried = _required(_batched_gradient(arrived, [made], by_slot(noise, port.slots))[0])
-            self.known.columns[port.value] = last.columns(tried)
-        columns = self.known.columns[port.value]
-        if columns is None:
-            return arrived, stack
-        gradients = _required(_batched_gradient(arrived, [made], stack)[0])
-        return source, last.back(self.graph.wiring.flow, gradients, columns, source.shape)
+        picks = self.known.picks(port, last, arrived, made)
+        if picks is None:
+            return arrived, by_slot(gradient, port.slots)
+        if picks.order is not None:
+            picked = picks.of_read(gradient)
+        else:
+            picked = picks.of_made(_required(_batched_gradient(arrived, [made], by_slot(gradient, port.slots))[0]))
+        return source, picks.back(picked, source.shape)
 
     def _rows(self, stems: list[Stem], found: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Scores [reader slots, writer slots, positions] from the gradients [reader slots, …] at contributions that
@@ -247,16 +280,32 @@ class _Pass:
         return torch.stack([_sums(graph, stem.feed, change * part) for part in found])
 
 
-class _Known:
+class Known:
     """What all passes share: which columns slots read, and what each writer's difference does to its contribution."""
 
-    def __init__(self, graph: EdgeGraph) -> None:
-        self.graph = graph
-        self.columns: dict[int, Tensor | None] = {}
+    def __init__(self, graph: EdgeGraph, alone: Alone | None) -> None:
+        self.graph, self.alone = graph, alone
+        self._picks: dict[int, Picks | None] = {}
         self._at: dict[tuple[int, int], tuple[int, int]] = {}
         self._rows = torch.zeros(0, 0)
         self._apart: dict[tuple[int, int], Tensor] = {}
         self._count = 0
+
+    def one(self, steps: Plan, given: dict[int, Tensor]) -> Tensor:
+        """The one target of a plan."""
+        return next(iter(self.graph.run(steps, given).values()))
+
+    def picks(self, port: Port, last: Through, arrived: Tensor, made: Tensor) -> Picks | None:
+        """Which columns of its last contraction the slots of a read are, or touch."""
+        if port.value not in self._picks:
+            flow = self.graph.wiring.flow
+            found = last.picks(flow, made.shape, port.slots, self.one)
+            if found is None:
+                noise = torch.randn(arrived.shape, generator=torch.Generator().manual_seed(0)).to(arrived)
+                tried = _required(_batched_gradient(arrived, [made], by_slot(noise, port.slots))[0])
+                found = last.touched(flow, tried)
+            self._picks[port.value] = found
+        return self._picks[port.value]
 
     def changes(self, stems: list[Stem]) -> list[tuple[Tensor, Tensor]]:
         """[writer slots, numbers of the contribution] with the slots' columns, neighbours in one piece."""

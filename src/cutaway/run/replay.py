@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergenceError
+from ..graph import Op
 from .inner_gradients import differentiating, made_again
 from .structure import Ref, swap, tensors
 from .tape import Tape
@@ -122,19 +123,18 @@ def _reach(tape: Tape, places: Sequence[Place], by_value: Mapping[int, list[int]
     """Ops that an edit or a given value can reach."""
     if not places and not halted:
         return set()
-    reached: set[int] = set()
+    live = set(halted)
     ops: set[int] = set()
     for op in tape.graph.ops:
-        hit = any(
-            value in reached
-            or value in halted
-            or any(places[number].seen_by(op.index) for number in by_value.get(value, ()))
-            for value in op.inputs
-        )
-        if hit:
+        if not live.isdisjoint(op.inputs) or (by_value and _edited(op, places, by_value)):
             ops.add(op.index)
-            reached.update(value for value in op.outputs if value not in halted)
+            live.update(op.outputs)
     return ops
+
+
+def _edited(op: Op, places: Sequence[Place], by_value: Mapping[int, list[int]]) -> bool:
+    """Whether an op sees an edit of one of its inputs."""
+    return any(places[number].seen_by(op.index) for value in op.inputs for number in by_value.get(value, ()))
 
 
 def _need(
