@@ -11,14 +11,23 @@ Row = dict[str, Any]
 
 
 def row(
-    name: str, figures: Sequence[float], unit: str, goal: float | None, command: str, peers: Row | None = None
+    name: str,
+    figures: Sequence[float],
+    unit: str,
+    goal: float | None,
+    command: str,
+    peers: Row | None = None,
+    *,
+    better: str = "lower",
+    seed: int = 0,
 ) -> Row:
-    """One row: the median of some figures against a goal; lower is better."""
+    """One row: the median of some figures against a goal."""
     ours = round(statistics.median(figures), 3)
+    met = None if goal is None else ours <= goal if better == "lower" else ours >= goal
     return {
-        "name": name, "ours": ours, "unit": unit, "better": "lower", "peers": peers or {}, "goal": goal,
-        "met": None if goal is None else ours <= goal, "n": len(figures),
-        "spread": [round(min(figures), 3), round(max(figures), 3)], "seed": 0, "command": command,
+        "name": name, "ours": ours, "unit": unit, "better": better, "peers": peers or {}, "goal": goal,
+        "met": met, "n": len(figures),
+        "spread": [round(min(figures), 3), round(max(figures), 3)], "seed": seed, "command": command,
     }  # fmt: skip
 
 

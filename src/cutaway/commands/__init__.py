@@ -13,7 +13,9 @@ from .verb import REQUIRED, Argument, Parameter, Result, Verb, declared
 __all__ = ["REQUIRED", "Argument", "Parameter", "Result", "Verb", "listening", "verbs"]
 
 # The files that declare verbs, in the order in which a reader meets them.
-_FILES = tuple("demo teaching checkup files looking reading weights editing explaining keeping zoo".split())
+_FILES = tuple(
+    "demo teaching checkup files looking reading weights editing explaining keeping zoo benchmarking".split()
+)
 
 
 def verbs() -> dict[str, Verb]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from ..errors import InputError
 from ..report.zoo_text import zoo as shown
+from .checkout import folder_of
 from .looking import NOTHING
 from .progress import report
 from .verb import Argument, Result, verb
@@ -74,19 +75,12 @@ def _checked(entry: Any) -> Result:
 
 def _entries(folder: str) -> Mapping[str, Any]:
     """The zoo's entries by name. Raises InputError when there is no zoo."""
-    place = Path(folder) if folder else Path(__file__).resolve().parents[3] / "tests" / "zoo"
-    if not (place / "zoo.py").is_file():
-        if folder:
-            raise InputError(f"There is no zoo.py in '{folder}'; name the folder tests/zoo of a checkout.")
-        raise InputError(
-            "The zoo belongs to Cutaway's tests and is not installed with the package; run this in a checkout that is "
-            "installed with `pip install -e`, or name its tests/zoo with --folder."
-        )
+    place = folder_of("tests/zoo", folder, "zoo.py")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the networks are made from their configs; nothing is fetched
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it says of tiny configs is no news
-    with _importable(place.resolve()):
+    with _importable(place):
         module = importlib.import_module("zoo")
-    if Path(str(module.__file__)).resolve().parent != place.resolve():
+    if Path(str(module.__file__)).resolve().parent != place:
         raise InputError(f"Another module called zoo is loaded already, so '{place}' cannot be.")
     entries: Mapping[str, Any] = module.ZOO
     return entries
