@@ -6,7 +6,7 @@ from networks import BEHAVING, gpt2_runs, organism_runs
 
 import cutaway as cw
 from cutaway.attribution.edges import EdgeGraph
-from cutaway.attribution.mixture import evaluate
+from cutaway.attribution.mixture import _hash, evaluate
 
 
 def full_mask(graph: EdgeGraph) -> torch.Tensor:
@@ -88,3 +88,11 @@ def test_circuits_in_one_batch_equal_circuits_alone() -> None:
     together = evaluate(graph, metric, masks)
     alone = torch.cat([evaluate(graph, metric, mask[None]) for mask in masks])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_worlds_are_told_apart_by_hashes_of_hashes() -> None:
+    """Versions of a write of two slots and of one slot, hashed by write and then together: all pairs differ."""
+    first, second = torch.cartesian_prod(*[torch.arange(12)] * 2).T
+    chosen = torch.ones(144, dtype=torch.long)
+    two_slots, one_slot = _hash(torch.stack([chosen, chosen, first], 1)), _hash(torch.stack([chosen, second], 1))
+    assert len(_hash(torch.stack([chosen, two_slots, one_slot], 1)).unique()) == 144

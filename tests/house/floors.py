@@ -8,6 +8,7 @@ FLOORS = {
     "basis": 2,
     "formats": 2,
     "weights": 3,
+    "drawing": 3,
     "graph": 3,
     "organisms": 3,
     "project": 3,
@@ -31,7 +32,7 @@ FLOORS = {
 SIDEWAYS = {("commands", "report")}
 ONLY_IMPORTED_BY = {"project": {"commands"}}
 ALONE = {"organisms"}
-TORCH_FREE = ("errors", "site", "formats", "graph", "project")
+TORCH_FREE = ("errors", "site", "formats", "drawing", "graph", "project")
 LOADS_TORCH = ("torch", "transformers", "torchvision", "safetensors.torch")
 FRONT_MAY_GIVE = {"__version__"}  # what a room may take from the package's front page
 Tree = dict[str, Module]

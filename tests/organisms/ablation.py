@@ -23,7 +23,7 @@ def run(organism: Organism, inputs: Tensor, replaced: Values | None = None) -> t
 
     `replaced` maps a writer ("L0.attn.h1": a whole node) or an edge ("L0.attn.h1 -> logits") to what is read instead.
     """
-    return EVALUATORS[organism.name](organism.module, inputs, Wiring(replaced or {}))
+    return evaluator(organism)(organism.module, inputs, Wiring(replaced or {}))
 
 
 class Wiring:
@@ -42,7 +42,7 @@ class Wiring:
 
 
 def transformer(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tensor, Values]:
-    """Both transformers: pre-norm blocks where the module has them, attention alone where not."""
+    """All transformers: pre-norm blocks where the module has them, attention alone where not."""
     positions = torch.arange(tokens.shape[1])
     wiring.values["embed"] = module.embed(tokens)
     wiring.values["pos_embed"] = module.pos_embed(positions).expand(len(tokens), -1, -1)
@@ -59,7 +59,8 @@ def transformer(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tens
                 for port, part in (("q", "query"), ("k", "key"), ("v", "value"))
             )
             scores = (q @ k.transpose(1, 2)) / math.sqrt(width)
-            scores = scores.masked_fill(positions[None, :] > positions[:, None], float("-inf"))
+            if attention.causal:
+                scores = scores.masked_fill(positions[None, :] > positions[:, None], float("-inf"))
             written[name] = scores.softmax(-1) @ v @ attention.out.weight[:, rows].T
         wiring.values |= written
         if blocks is not None:
@@ -120,18 +121,80 @@ def recurrent(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tensor
     return module.readout(last), wiring.values
 
 
+def perceptron(module: nn.Module, bits: Tensor, wiring: Wiring) -> tuple[Tensor, Values]:
+    """A writer is a neuron after its activation, (n,); the input is one writer, (n, bits)."""
+    wiring.values["input"] = bits
+    writers = ["input"]
+
+    def stacked(reader: str) -> Tensor:
+        seen = [wiring.seen(writer, reader) for writer in writers]
+        return torch.cat([value if value.dim() == 2 else value[:, None] for value in seen], 1)
+
+    for layer, linear in enumerate((module.first, module.second)):
+        names = [f"L{layer}.mlp.n{neuron}" for neuron in range(linear.out_features)]
+        for neuron, name in enumerate(names):
+            wiring.values[name] = F.gelu(stacked(f"{name}.in") @ linear.weight[neuron] + linear.bias[neuron])
+        writers = names
+    return module.readout(stacked("logits")), wiring.values
+
+
+def selective(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tensor, Values]:
+    """Writers are the channels of the convolutions, (n, steps), and those of the scans after their gates."""
+    wiring.values["embed"] = module.embed(tokens)
+    ways: dict[str, Tensor] = {}  # of each scan's channel: what it adds to the stream a unit
+
+    def stream(reader: str) -> Tensor:
+        added = [wiring.seen(name, reader)[..., None] * way for name, way in ways.items()]
+        return sum(added, wiring.seen("embed", reader))
+
+    for layer, block in enumerate(module.blocks):
+        channels, fresh = range(len(block.skip)), {}
+        convs, scan = [f"L{layer}.conv.c{channel}" for channel in channels], f"L{layer}.ssm"
+        for channel, name in enumerate(convs):
+            now = stream(f"{name}.in") @ block.enter.weight[channel]
+            before = F.pad(now, (1, 0))[:, :-1]
+            earlier, later = block.conv.weight[channel, 0]
+            wiring.values[name] = F.silu(earlier * before + later * now + block.conv.bias[channel])
+
+        def taps(reader: str, names: list[str] = convs) -> Tensor:
+            return torch.stack([wiring.seen(name, reader) for name in names], 2)
+
+        b, c = block.b(taps(f"{scan}.in1")), block.c(taps(f"{scan}.read"))
+        for channel in channels:
+            name = f"{scan}.c{channel}"
+            x = wiring.seen(convs[channel], f"{name}.in")
+            size = F.softplus(taps(f"{name}.decay") @ block.step_size.weight[channel] + block.step_size.bias[channel])
+            state, outputs = torch.zeros(len(tokens), b.shape[2]), []
+            for step in range(tokens.shape[1]):
+                kept = torch.exp(-size[:, step, None] * block.decay[channel].exp()) * state
+                state = kept + (size * x)[:, step, None] * b[:, step]
+                outputs.append((state * c[:, step]).sum(1) + block.skip[channel] * x[:, step])
+            gate = F.silu(stream(f"{name}.gate") @ block.gate.weight[channel])
+            wiring.values[name] = torch.stack(outputs, 1) * gate
+            fresh[name] = block.out.weight[:, channel]
+        ways |= fresh
+    return module.readout(stream("logits")), wiring.values
+
+
 EVALUATORS: dict[str, Callable[[nn.Module, Tensor, Wiring], tuple[Tensor, Values]]] = {
     "induction": transformer,
     "indirect-object": transformer,
     "shapes": convolutional,
     "counter": recurrent,
+    "gates": perceptron,
+    "marks": selective,
 }
+
+
+def evaluator(organism: Organism) -> Callable[[nn.Module, Tensor, Wiring], tuple[Tensor, Values]]:
+    """The evaluation written for an organism's architecture."""
+    return transformer if organism.name.startswith("aligned:") else EVALUATORS[organism.name]
 
 
 def all_edges(organism: Organism) -> list[str]:
     """Every edge the architecture has, planted or not."""
     wiring = Wiring({})
-    EVALUATORS[organism.name](organism.module, organism.pairs(1).clean, wiring)
+    evaluator(organism)(organism.module, organism.pairs(1).clean, wiring)
     return list(dict.fromkeys(wiring.edges))
 
 
@@ -143,7 +206,8 @@ def gap(outputs: Tensor, pairs: Pairs) -> float:
 
 def averaged(name: str, value: Tensor) -> Tensor:
     """The mean over inputs, and over positions where the last axis is the residual stream's."""
-    over = (0, 1) if name in ("embed", "pos_embed") or ".attn." in name or ".mlp" in name else (0,)
+    streamed = name in ("embed", "pos_embed") or ".attn." in name or name.endswith(".mlp")
+    over = (0, 1) if streamed else (0,)
     return value.mean(over, keepdim=True).expand_as(value)
 
 

@@ -1,8 +1,9 @@
 """Write each organism's truth beside its weights: planted edges that matter, and everything measured about them.
 
-    python tests/organisms/record_figures.py [NAME ...]      (under a minute for all)
+    python tests/organisms/record_figures.py [NAME ...]      (two minutes for all)
 
-The texts (mechanism, how_known) of an existing JSON file are kept; nodes, edges and figures are measured again.
+The texts (mechanism, how_known) of an existing JSON file are kept; nodes, edges and figures are measured again. Those
+of an aligned network come from its program.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from ablation import all_edges, effects, gap, run
 
 from cutaway import organisms
+from cutaway.organisms.interchange import PROGRAMS
+from cutaway.organisms.interchange.program import Program
 from cutaway.organisms.training import measure
 
 FOLDER = Path(organisms.__file__).parent / "weights"
@@ -33,6 +36,23 @@ PLANTED = {
     ),
 }  # fmt: skip
 
+HOW_ALIGNED = (
+    "Trained by strict interchange: with an edge that stands for a dependency of the program carrying what it carries "
+    "on another input, the network answers as the program does; with all others exchanged it answers as before. "
+    "The accuracies under exchange stand in the figures. Nothing is forbidden by masks: what lies outside the program "
+    "is not zero, only without consequence."
+)
+
+
+def mechanism(program: Program) -> str:
+    """What each node of an aligned network holds and what it is made of."""
+    said = []
+    for variable in program.variables[:-1]:
+        if variable.name not in ("back", "distractor"):
+            made = ", ".join(f"{a.variable}{f' ({a.ports[0]})' if a.ports[0] else ''}" for a in variable.arguments)
+            said.append(f"{variable.node}: {variable.name}, from {made}")
+    return "; ".join(said) + "."
+
 
 def connected(organism: organisms.Organism, outputs: int) -> list[str]:
     """Edges that carry anything at all to the behaviour's outputs: noise put on them is seen there."""
@@ -49,8 +69,14 @@ def connected(organism: organisms.Organism, outputs: int) -> list[str]:
 
 def record(name: str) -> dict[str, Any]:
     """The figures, nodes and edges of one organism whose weights are in place."""
-    recipe, path = organisms._recipe(name), FOLDER / f"{name}.json"
+    recipe, program = organisms._recipe(name), PROGRAMS.get(name.removeprefix("aligned:"))
+    path = FOLDER / f"{recipe.name}.json"
     stored = json.loads(path.read_text()) if path.exists() else {"mechanism": "", "how_known": ""}
+    texts = {key: stored[key] for key in ("mechanism", "how_known")}
+    if name.startswith("aligned:"):
+        texts = {"mechanism": mechanism(program), "how_known": HOW_ALIGNED}
+    else:
+        program = None
     module = organisms.load(name, trained=True).module if path.exists() else loaded(name)
     figures: dict[str, Any] = measure(recipe, module, 2, 1000)
     figures |= {"outputs": list(recipe.outputs), "behaviour_outputs": recipe.behaviour_outputs}
@@ -61,30 +87,39 @@ def record(name: str) -> dict[str, Any]:
         figures["directions"] = rounded(module.weight.detach().T.tolist())
     else:
         organism = organisms.Organism(name, module, None, None, None, "", recipe.pairs)
-        with torch.no_grad():
-            planted = PLANTED.get(name) or connected(organism, recipe.behaviour_outputs)
-            pairs = organism.pairs(100, 7)
-            clean, values = run(organism, pairs.clean)
-            least = MATTERS * gap(clean, pairs)
-            measured = dict(effects(organism, pairs, list(planted)))
-            edges = [edge for edge in planted if max(measured[edge].values()) >= least]
-            nodes = [w for w in values if any(edge.startswith(f"{w} -> ") for edge in edges)]
-            of_nodes = dict(effects(organism, pairs, list(values)))
-            figures["edge_effects"] = {edge: measured[edge] for edge in edges}
-            figures["node_effects"] = {node: of_nodes[node] for node in nodes}
-            others = {node: effect for node, effect in of_nodes.items() if node not in nodes}
-            figures["other_node_effects"] = others
-            figures["planted_without_effect"] = [edge for edge in planted if edge not in edges]
-    texts = {key: stored[key] for key in ("mechanism", "how_known")}
+        nodes, edges, found = measured(organism, recipe.behaviour_outputs, program)
+        figures |= found
     return {"nodes": nodes, "edges": edges, **texts, "figures": rounded(figures)}
+
+
+@torch.no_grad()
+def measured(
+    organism: organisms.Organism, outputs: int, program: Program | None
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Nodes, edges and the effects of cutting them. All edges of a program are true; of planted ones, those that act."""
+    planted = program.edges() if program else PLANTED.get(organism.name) or connected(organism, outputs)
+    pairs = organism.pairs(100, 7)
+    clean, values = run(organism, pairs.clean)
+    least = MATTERS * gap(clean, pairs)
+    of_edges = dict(effects(organism, pairs, list(planted)))
+    edges = [edge for edge in planted if program or max(of_edges[edge].values()) >= least]
+    nodes = [w for w in values if any(edge.startswith(f"{w} -> ") for edge in edges)]
+    of_nodes = dict(effects(organism, pairs, list(values)))
+    return nodes, edges, {
+        "edge_effects": {edge: of_edges[edge] for edge in edges},
+        "node_effects": {node: of_nodes[node] for node in nodes},
+        "other_node_effects": {node: effect for node, effect in of_nodes.items() if node not in nodes},
+        "planted_without_effect": [edge for edge in planted if edge not in edges],
+    }  # fmt: skip
 
 
 def loaded(name: str) -> torch.nn.Module:
     """The module with its stored weights, for an organism that has no truth file yet."""
     from safetensors.torch import load_file
 
-    module = organisms._recipe(name).build().eval()
-    module.load_state_dict(load_file(FOLDER / f"{name}.safetensors"))
+    recipe = organisms._recipe(name)
+    module = recipe.build().eval()
+    module.load_state_dict(load_file(FOLDER / f"{recipe.name}.safetensors"))
     return module
 
 
@@ -99,6 +134,6 @@ def rounded(value: Any) -> Any:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for wanted in sys.argv[1:] or organisms.names():
+    for wanted in sys.argv[1:] or (*organisms.names(), *organisms.aligned()):
         text = json.dumps(record(wanted), indent=1, ensure_ascii=False)
-        (FOLDER / f"{wanted}.json").write_text(text + "\n", encoding="utf-8")
+        (FOLDER / f"{organisms._recipe(wanted).name}.json").write_text(text + "\n", encoding="utf-8")

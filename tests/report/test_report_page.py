@@ -201,7 +201,7 @@ def test_lines_to_repeat_are_python() -> None:
     found = lines(stored)
     compile(found["Python"], "repeat", "exec")
     assert "cw.open('toy')" in found["Python"] and "project.claim('ab12')" in found["Python"]
-    assert "random=5, seed=7" in found["Python"]
+    assert "**options(net, claim, arrays)" in found["Python"]
     assert found["Command line"] == "cutaway verify PROJECT.cutaway ab12\n"
     stored["provenance"]["source"] = "hub:x'); import os; os.system('rm -rf ~'); ('\n"
     compile(lines(stored | {"id": "a; rm -rf ~"})["Python"], "repeat", "exec")

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lift import Block
+from ..lift.flow import Flow
 
 Baseline = str | Mapping[str, Tensor]
 Values = Mapping[int, Tensor]
-# From the reference's value, examples first, and an order of other examples, to what an ablated write carries.
-_KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "counterfactual": lambda value, order: value,
-    "zero": lambda value, order: torch.zeros_like(value),
+# From the reference's value, its examples along the first axis, and an order of other examples, to what an ablated write
+# carries.
+_OF_EXAMPLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda value, order: value.mean(0, keepdim=True).expand_as(value),
     "resample": lambda value, order: value[order],
 }
-NAMES = tuple(_KINDS)
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"counterfactual": torch.clone, "zero": torch.zeros_like}
+NAMES = (*_KINDS, *_OF_EXAMPLES)
 
 
 def fill(
@@ -34,7 +35,7 @@ def fill(
     writes: Mapping[int, Block],
     clean: Values,
     reference: Values | None,
-    batch: int,
+    flow: Flow,
     seed: int,
 ) -> tuple[dict[int, Tensor], dict[str, Any]]:
     """(what each write carries when it is ablated, what was done as JSON-able facts).
@@ -45,27 +46,52 @@ def fill(
     """
     if not isinstance(baseline, str):
         return _given(baseline, writes, clean), {"kind": "optimal" if baseline else "zero", "from": "constants given"}
-    if baseline not in _KINDS:
+    if baseline not in NAMES:
         raise InputError(f"There is no baseline '{baseline}'; choose {', '.join(NAMES)}, or give constants by writer.")
     if reference is None and baseline == "counterfactual":
         raise InputError(
             "A counterfactual baseline needs the corrupted run; record it, or choose baseline='zero' or 'mean'."
         )
-    if baseline in ("mean", "resample") and batch < 2:
-        raise InputError(f"The baseline '{baseline}' needs other examples and there is one; give 2 or more.")
-    order = _other_examples(batch, seed) if baseline == "resample" else torch.arange(batch)
     source = reference if reference is not None else clean
-    made = {}
-    for value, block in writes.items():
-        first = block.slots.first
-        rows = source[value].unflatten(first, (batch, -1)).movedim(first, 0)
-        made[value] = _KINDS[baseline](rows, order).movedim(0, first).flatten(first, first + 1).contiguous()
+    if baseline in _KINDS:
+        made = {value: _KINDS[baseline](source[value]) for value in writes}
+    else:
+        if flow.batch < 2:
+            raise InputError(f"The baseline '{baseline}' needs other examples and there is one; give 2 or more.")
+        order = _other_examples(flow.batch, seed)
+        made = {
+            value: _by_example(source[value], block, flow, lambda rows: _OF_EXAMPLES[baseline](rows, order))
+            for value, block in writes.items()
+        }
     facts: dict[str, Any] = {"kind": baseline}
     if baseline != "zero":
         facts["from"] = "corrupted run" if reference is not None else "clean run"
     if baseline == "resample":
         facts["seed"] = seed
     return made, facts
+
+
+def _by_example(value: Tensor, block: Block, flow: Flow, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `make` gives for a write with its examples along the first axis, put back where they were.
+
+    A source that is the same for all examples stays as it is.
+    """
+    batch, first = flow.batch, block.slots.first
+    major = flow.time_major and block.kind != "attention"
+    if major and value.ndim == 3 and value.shape[1] == batch:
+        return make(value.movedim(1, 0)).movedim(0, 1).contiguous()
+    size = value.shape[first] if value.ndim else 0
+    if not size or (not block.reads and size != batch):
+        return value.clone()
+    if size % batch:
+        raise InputError(
+            f"'{place_name(block)}' has {size} rows for {batch} examples, so no row can be taken from another "
+            "example; choose baseline='zero' or 'counterfactual'."
+        )
+    # Positions or windows may be folded in with the examples, inside them or, where positions come first, outside.
+    inner, place = ((-1, batch), first + 1) if major and size > batch else ((batch, -1), first)
+    rows = value.unflatten(first, inner).movedim(place, 0)
+    return make(rows).movedim(0, place).flatten(first, first + 1).contiguous()
 
 
 def place_name(block: Block) -> str:

@@ -88,9 +88,9 @@ class EdgeGraph:
         self.writes = {block.write: block for block in blocks if block.write >= 0}
         self.clean = _values(self.tape, self.writes, self.lifted)
         _check_finite(clean, self.clean)
-        self.batch = next(iter(self.clean.values())).shape[0]
+        self.batch = flow.shape(self.lifted.output.reads[0].value)[0]
         reference = self._reference(corrupted, neurons) if corrupted is not None else None
-        self.corrupted, self.baseline = fill(baseline, self.writes, self.clean, reference, self.batch, seed)
+        self.corrupted, self.baseline = fill(baseline, self.writes, self.clean, reference, self.lifted.flow, seed)
         # Position embeddings are in every run alike: they stay wiring until a baseline takes them away.
         self.still = {
             block.write
@@ -102,6 +102,7 @@ class EdgeGraph:
         self.readers: list[str] = []
         self.columns: dict[int, Tensor] = {}
         self.parts: list[Part] = [self._part(block) for block in blocks]
+        self.meetings: dict[tuple[int, str], Any] = {}  # what exact evaluation found out about reads (see meeting)
         self.valid = self._valid()
         self.leads = self._leads()
 
@@ -153,7 +154,7 @@ class EdgeGraph:
     def _valid(self) -> Tensor:
         """[readers, writers]: which edges exist and have a writer that differs between the runs.
 
-        `moving` [writers, positions] says where each writer differs.
+        `moving` [writers, positions] says where each writer differs, `wired` [readers, writers] which edges exist.
         """
         moving = torch.zeros(len(self.writers), self.positions, dtype=torch.bool)
         for value, block in self.writes.items():
@@ -166,6 +167,7 @@ class EdgeGraph:
             for port in part.ports:
                 for value in port.feeds:
                     table[port.rows[:, None], self.columns[value][None, :]] = True
+        self.wired = table.clone()
         table &= moving.any(1)[None, :]
         if not table.any():
             raise InputError(

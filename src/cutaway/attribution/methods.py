@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +23,7 @@ from .metric import Metric, as_metric
 from .scores import Scores
 
 # The files that declare methods; they are loaded when the first one is asked for.
-_FILES = ("eap",)
+_FILES = ("eap", "exact", "shapley", "relevance", "patching", "activations")
 
 
 @dataclass(frozen=True)
@@ -106,4 +106,5 @@ def score(
     if strange := [name for name in options if name not in chosen.options()]:
         has = ", ".join(chosen.options()) or "none"
         raise InputError(f"The method '{method}' has no option '{strange[0]}'; its options are: {has}.")
-    return chosen.function(graph, as_metric(metric), **options)
+    made = chosen.function(graph, as_metric(metric), **options)
+    return replace(made, writers=tuple(graph.writers), readers=tuple(graph.readers))

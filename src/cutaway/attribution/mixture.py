@@ -10,27 +10,48 @@ is left runs in one batch by vmap.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..lift.blocks import slot_mask
+from ..run.replay import Plan
 from ..run.worlds import over
+from .alone import Alone, alone
 from .edges import EdgeGraph, Part, Port
+from .meeting import Total, differences, sliced, total
 from .metric import Metric
 from .wiring import Stem
 
 # Numbers held at once by a batched evaluation; larger batches are made in chunks.
 BUDGET = 24_000_000
+# With more distinct mixtures a world than this, mixtures are made by the product of masks and differences.
+_MANY = 3
+Sent = tuple[Tensor, Mapping[int, Tensor]]
 
 
 @torch.no_grad()
 def evaluate(
-    graph: EdgeGraph, metric: Metric, masks: Bool[Tensor, "circuits readers writers positions"]
+    graph: EdgeGraph,
+    metric: Metric,
+    masks: Bool[Tensor, "circuits readers writers positions"],
+    sent: Sent | None = None,
 ) -> Float[Tensor, "circuits batch"]:
-    """The metric of every example under every circuit; a mask says which edges are in the circuit."""
-    held = max(sum(value.numel() for value in graph.clean.values()), 1)
-    return torch.cat([_Evaluation(graph, metric, chunk).run() for chunk in masks.split(max(8, 8 * BUDGET // held))])
+    """The metric of every example under every circuit; a mask says which edges are in the circuit.
+
+    `sent`: a mask [circuits, writers] of writers that do not compute but hold the values given for their writes.
+    """
+    end = alone(graph, metric)
+    size = _worlds(graph, masks)
+    found = []
+    for start in range(0, len(masks), size):
+        some = slice(start, start + size)
+        part = (sent[0][some], sent[1]) if sent is not None else None
+        found.append(_Evaluation(graph, metric, masks[some], end, part).run())
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -40,6 +61,19 @@ def ends(graph: EdgeGraph, metric: Metric) -> tuple[Float[Tensor, " batch"], Flo
     if graph.baseline["kind"] == "counterfactual" and graph.corrupted_trace is not None:
         return good, metric(graph.corrupted_trace.logits, graph.net)
     return good, evaluate(graph, metric, torch.zeros(1, *graph.shape(), dtype=torch.bool))[0]
+
+
+def _worlds(graph: EdgeGraph, masks: Tensor) -> int:
+    """How many circuits go together: fewer where readers see many mixtures, each of which is held."""
+    numbers = max(sum(value.numel() for value in graph.clean.values()), 1)
+    most = max(8, 8 * BUDGET // numbers)
+    some = masks[:: max(1, len(masks) // 8)].flatten(2)
+    mixtures = sum(len(torch.unique(_hash(mask.long()))) for mask in some) / max(len(some), 1)
+    if mixtures <= _MANY + 1:
+        return most
+    slots = max((len(port.rows) for part in graph.parts for port in part.ports), default=1)
+    largest = max(value.numel() for value in graph.clean.values())
+    return max(1, min(most, 8 * BUDGET // (largest * int(max(len(graph.writers), min(mixtures, 3 * slots))))))
 
 
 class _Worlds:
@@ -53,10 +87,13 @@ class _Worlds:
 class _Evaluation:
     """One batch of circuits: the worlds of every write so far, and of every contribution."""
 
-    def __init__(self, graph: EdgeGraph, metric: Metric, masks: Tensor) -> None:
-        self.graph, self.metric, self.masks = graph, metric, masks
+    def __init__(self, graph: EdgeGraph, metric: Metric, masks: Tensor, end: Alone | None, sent: Sent | None) -> None:
+        self.graph, self.metric, self.masks, self.end, self.sent = graph, metric, masks, end, sent
         self.current: dict[int, _Worlds] = {}
         self.contributions: dict[tuple[int, int], dict[int, Tensor]] = {}
+        self.apart: dict[tuple[int, int], Tensor] = {}
+        # What was made on the way to a projection, by the hash of the mixture: queries, keys and values share it.
+        self.met: tuple[int, dict[int, Tensor]] = (-1, {})
 
     def run(self) -> Tensor:
         """[circuits, batch]: the metric in every world."""
@@ -64,14 +101,30 @@ class _Evaluation:
             block = part.block
             if not part.ports:
                 start = self.graph.clean[block.write][None]
-                self.current[block.write] = _Worlds(start, torch.zeros(len(self.masks), dtype=torch.long))
+                self._keep(block.write, _Worlds(start, torch.zeros(len(self.masks), dtype=torch.long)))
                 continue
             reads = {port.value: self._read(port) for port in part.ports}
             if block.write < 0:
                 logits = reads[block.reads[0].value]
-                return torch.stack([self.metric(row, self.graph.net) for row in logits.rows])[logits.index]
-            self.current[block.write] = reads[block.write] if part.inside is None else self._inside(part, reads)
+                read = self.metric if self.end is None else self.metric.of
+                return torch.stack([read(row, self.graph.net) for row in logits.rows])[logits.index]
+            self._keep(block.write, reads[block.write] if part.inside is None else self._inside(part, reads))
         raise AssertionError("an edge graph ends with its output")
+
+    def _keep(self, write: int, worlds: _Worlds) -> None:
+        """Note a write's worlds, with the values of slots that hold given ones."""
+        if self.sent is not None:
+            chosen = self.sent[0][:, self.graph.columns[write]]
+            rows = chosen.any(1).nonzero()[:, 0]
+            if len(rows):
+                first, where = _distinct(torch.cat([chosen[rows].long(), worlds.index[rows, None]], 1))
+                given, slots = self.sent[1][write], self.graph.writes[write].slots
+                masks = torch.stack([slot_mask(chosen[row][:, None], given, slots, None) for row in rows[first]])
+                made = torch.where(masks, given, worlds.rows[worlds.index[rows[first]]])
+                index = worlds.index.clone()
+                index[rows] = len(worlds.rows) + where
+                worlds = _Worlds(torch.cat([worlds.rows, made]), index)
+        self.current[write] = worlds
 
     def _inside(self, part: Part, reads: dict[int, _Worlds]) -> _Worlds:
         """A block's write from its reads, once for each distinct combination of them."""
@@ -90,23 +143,86 @@ class _Evaluation:
         if not port.stems:
             fixed = self.graph.run(port.merge, {})[port.value]
             return _Worlds(fixed[None], torch.zeros(worlds, dtype=torch.long))
+        if port is self.graph.parts[-1].ports[0] and self.end is not None:
+            split, target, merge = None, port.value, None
+        else:
+            split = self._known(port, "sliced", lambda: sliced(self.graph, port))
+            target, merge = (split.source, split.enter) if split is not None else (port.value, port.merge)
         keys = {value: self._keys(value, rows, owner) for value in port.feeds}
-        first, index = _distinct(torch.stack([keys[value] for value in port.feeds], 1))
+        mixture = _hash(torch.stack([keys[value] for value in port.feeds], 1))
+        found, first, index = _firsts(mixture)
+        if self.met[0] != target:
+            self.met = target, {}
+        known = self.met[1]
+        new = torch.tensor([key not in known for key in found.tolist()], dtype=torch.bool)
+        if bool(new.any()):
+            made = self._meet(port, target, merge, rows, owner, keys, first[new])
+            known.update(zip(found[new].tolist(), made, strict=True))
+        arrived = torch.stack([known[key] for key in found.tolist()]) if not bool(new.all()) else made
+        if slots == 1:
+            return _Worlds(arrived, index)
+        combinations = index.view(worlds, slots)
+        first, where = _distinct(combinations)
+        combinations = combinations[first]
+        if split is not None:
+            return _Worlds(split.run(self.graph, port, arrived, combinations), where)
+        return _Worlds(_assemble(port, arrived, combinations), where)
+
+    def _known(self, port: Port, what: str, find: Callable[[], Any]) -> Any:
+        known = self.graph.meetings
+        if (port.value, what) not in known:
+            known[port.value, what] = find()
+        return known[port.value, what]
+
+    def _meet(
+        self, port: Port, target: int, merge: Plan | None, rows: Tensor, owner: Tensor, keys: dict[int, Tensor],
+        first: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """[mixtures, …]: the target from what the rows at `first` see."""
+        graph = self.graph
+        if merge is not None and len(first) > _MANY * len(self.masks):
+            summed = self._known(port, "total", lambda: total(graph, port, target))
+            if summed is not None:
+                return self._by_product(port, target, summed, rows[first], owner[first])
         given = [self._contribution(stem, rows, owner, keys[stem.feed], first) for stem in port.stems]
         size = max(1, BUDGET // (2 * sum(item.rows[0].numel() for item in given)))
         pieces = []
         for chunk in torch.arange(len(first)).split(size):
             met = {stem.value: item.rows[item.index[chunk]] for stem, item in zip(port.stems, given, strict=True)}
-            merged = met[port.value] if port.value in met else None
-            pieces.append(
-                over(lambda world: self.graph.run(port.merge, world)[port.value], met) if merged is None else merged
-            )
-        arrived = torch.cat(pieces)
-        if slots == 1:
-            return _Worlds(arrived, index)
-        combinations = index.view(worlds, slots)
-        first, where = _distinct(combinations)
-        return _Worlds(_assemble(port, arrived, combinations[first]), where)
+            if merge is None:
+                end = self.end
+                assert end is not None
+                pieces.append(over(lambda world: end.run(graph, world), met))  # noqa: B023
+            elif target in met:
+                pieces.append(met[target])
+            else:
+                pieces.append(over(lambda world: graph.run(merge, world)[target], met))
+        return torch.cat(pieces)
+
+    def _by_product(self, port: Port, target: int, summed: Total, rows: Tensor, owner: Tensor) -> Tensor:
+        """The target from the base of ablated contributions and, for each world, masks × differences."""
+        graph = self.graph
+        ablated = {
+            stem.value: graph.run(stem.steps, {stem.feed: graph.corrupted[stem.feed]})[stem.value]
+            if stem.steps is not None
+            else graph.corrupted[stem.feed]
+            for stem in port.stems
+        }
+        base = graph.run(summed.to, ablated)[summed.at] if summed.at not in ablated else ablated[summed.at]
+        columns = torch.cat([graph.columns[stem.feed] for stem in port.stems])
+        for stem in port.stems:
+            if (stem.feed, stem.value) not in self.apart:
+                versions = self.current[stem.feed].rows
+                self.apart[stem.feed, stem.value] = differences(graph, stem.feed, stem.steps, stem.value, versions)
+        made = base.new_empty(len(rows), base.numel())
+        for world in torch.unique(owner).tolist():
+            here = owner == world
+            parts = [self.apart[s.feed, s.value][self.current[s.feed].index[world]].flatten(1) for s in port.stems]
+            made[here] = torch.addmm(base.flatten()[None], rows[here][:, columns, 0].to(base), torch.cat(parts))
+        sums = made.view(len(rows), *base.shape)
+        if summed.at == target:
+            return sums
+        return over(lambda world: graph.run(summed.rest, world)[target], {summed.at: sums})
 
     def _keys(self, value: int, rows: Tensor, owner: Tensor) -> Tensor:
         """[rows]: equal where rows see the same version of a write through the same mask."""
@@ -131,16 +247,26 @@ class _Evaluation:
 
 
 def _hash(keys: Tensor) -> Tensor:
-    """A 64-bit hash of each row."""
+    """A 64-bit hash of each row.
+
+    The sum is mixed, because hashes are hashed again: sums of sums would be equal for rows such as (1, 2) and (2, 1).
+    """
     generator = torch.Generator().manual_seed(7919)
-    return ((keys + 1) * torch.randint(-(2**62), 2**62, (keys.shape[1],), generator=generator)).sum(1)
+    total = ((keys + 1) * torch.randint(-(2**62), 2**62, (keys.shape[1],), generator=generator)).sum(1)
+    total = (total ^ (total >> 29)) * 0x2545F4914F6CDD1D
+    return total ^ (total >> 32)
 
 
 def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     """(a place of each distinct row, which distinct row each row is)."""
-    found, index = torch.unique(_hash(keys), return_inverse=True)
-    first = torch.full((len(found),), len(keys)).scatter_reduce_(0, index, torch.arange(len(keys)), "amin")
-    return first, index
+    return _firsts(_hash(keys))[1:]
+
+
+def _firsts(hashes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(the distinct hashes, a place of each, which of them each is)."""
+    found, index = torch.unique(hashes, return_inverse=True)
+    first = torch.full((len(found),), len(hashes)).scatter_reduce_(0, index, torch.arange(len(hashes)), "amin")
+    return found, first, index
 
 
 def _mixture(graph: EdgeGraph, value: int, rows: Tensor, owner: Tensor, worlds: _Worlds) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..drawing.figures import table_plot
+from ..drawing.plot import Plot
 from ..errors import DivergenceError, InputError, MetricError, ResourceError, SiteError
 from ..run.interventions import patch
 from ..run.replay import execute, plan
@@ -26,6 +28,7 @@ from ..run.wavefront import Patch, Wavefront
 from ..run.worlds import over
 from .metric import Metric
 from .passes import Pass, passes
+from .template import template
 
 MEMORY = 1 << 30  # bytes that the worlds of one pass may take, unless told otherwise
 _AGREE = 1e-4  # of the spread between the two runs: how far a world may be from the same patch replayed by itself
@@ -36,7 +39,7 @@ class Sweep:
     """`effect[i, j]` is the metric, mean over examples, when site i at index j has the source's value.
 
     It is rescaled so that the run itself is 0 and the source run is 1 (1: this place carries all of it). `metric` is
-    the unscaled [.., batch]. `forecast` says what it took.
+    the unscaled [.., batch]. `forecast` says what it took. `labels` name the places: tokens that all examples share.
     """
 
     sites: tuple[str, ...]
@@ -44,6 +47,7 @@ class Sweep:
     effect: Float[Tensor, "sites places"]
     metric: Float[Tensor, "sites places batch"]
     forecast: Forecast
+    labels: tuple[str, ...] = ()
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The places with the largest effects, as sites, largest first."""
@@ -57,6 +61,18 @@ class Sweep:
         return "\n".join([head, *(f"  {effect:+.3f}  {site}" for site, effect in self.top())])
 
     __repr__ = __str__
+
+    def plot(self) -> Plot:
+        """A heat map: a row for each site, a column for each place."""
+        names = [*self.labels, *[""] * self.effect.shape[1]]
+        labels = [f"{place} {names[place]}".strip() for place in range(self.effect.shape[1])]
+        measure = "effect; 0 is the run, 1 the source"
+        across = "position" if self.axis == "pos" else self.axis
+        title = f"Patching by {across}, mean of {self.metric.shape[2]} examples"
+        return table_plot(self.sites, labels, self.effect.tolist(), title=title, across=across, measure=measure)
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,8 @@ def patch_sweep(
             for (row, index), value in zip(some.worlds, made, strict=True):
                 found[row, index] = value
     effect = (found.mean(2) - task.baseline.mean()) / task.spread
-    return Sweep(task.sites, axis, effect, found, task.forecast())
+    labels = template(run) if axis == "pos" else ()
+    return Sweep(task.sites, axis, effect, found, task.forecast(), labels)
 
 
 def forecast_sweep(

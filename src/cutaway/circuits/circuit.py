@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor
 from ..attribution.edges import EdgeGraph
 from ..attribution.metric import Metric
 from ..attribution.scores import Scores
+from ..attribution.template import template
+from ..drawing.figures import circuit_plot
+from ..drawing.plot import Plot
+from .schema import SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +75,9 @@ class Circuit:
         return sorted(rows, key=lambda row: -abs(row["exact"] if row["exact"] is not None else row["score"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """The circuit as JSON-able data, without tensors."""
+        """The circuit as JSON-able data: the fields of `schema.CircuitData`, without the whole graph."""
         return {
-            "schema": "cutaway.circuit/1",
+            "schema": SCHEMA,
             "level": self.level,
             "metric": {"name": self.metric.name, **self.metric.facts},
             "nodes": self.nodes,
@@ -82,9 +88,19 @@ class Circuit:
                 "edges": int(self.graph.valid.sum()) * self.graph.positions,
                 "writers": len(self.graph.writers),
                 "readers": len(self.graph.readers),
+                "positions": self.graph.positions,
             },
             "settings": self.settings,
+            "provenance": provenance(self.graph),
+            "inputs": {"examples": self.graph.batch, "tokens": list(template(self.graph.clean_trace))},
         }
+
+    def plot(self) -> Plot:
+        """The circuit by layer, and by position where it tells them apart, with its faithfulness curve."""
+        return circuit_plot(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_() if len(self) else f"<pre>{escape(str(self))}</pre>"
 
     def __len__(self) -> int:
         return int(self.mask.sum())
@@ -104,13 +120,24 @@ class Circuit:
         return "\n".join(lines)
 
 
+def provenance(graph: EdgeGraph) -> dict[str, Any]:
+    """Which network figures on a graph are about, against which baseline, and with which versions."""
+    from .. import __version__
+
+    net = graph.net
+    versions = {"cutaway": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    known = {"model": net.name, "source": net.source, "fingerprint": net.fingerprint}
+    return {**known, "baseline": graph.baseline, "versions": versions}
+
+
 def trimmed(graph: EdgeGraph, mask: Tensor) -> Tensor:
     """The mask [..., readers, writers, positions] without edges that lie on no path from a source to the output."""
     flat = mask.reshape(-1, *graph.shape())
     any_place = flat.any(3)
     sources = torch.zeros(len(graph.writers), dtype=torch.bool)
-    for block in graph.lifted.sources:
-        sources[graph.columns[block.write]] = True
+    for part in graph.parts:
+        if not part.ports:
+            sources[graph.columns[part.block.write]] = True
     ends = torch.zeros(len(graph.readers), dtype=torch.bool)
     ends[graph.parts[-1].ports[0].rows] = True
     leads = graph.leads.float()

@@ -1,25 +1,32 @@
-"""Finding the circuit behind a behaviour: cheap scores for all edges, exact ones where it matters, then minimality."""
+"""Finding the circuit behind a behaviour by one of several searches, and saying beforehand what it will take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attribution.baselines import Baseline
 from ..attribution.edges import EdgeGraph
-from ..attribution.methods import score
+from ..attribution.methods import Method, method_named, score
 from ..attribution.metric import Metric, as_metric
-from ..attribution.mixture import ends, evaluate
-from ..attribution.scores import Scores
-from ..errors import InputError, MetricError
+from ..attribution.mixture import BUDGET, evaluate
+from ..errors import InputError, MetricError, ResourceError
+from ..run.structure import tensors
 from ..run.trace import Trace
-from .circuit import Circuit, trimmed
+from .circuit import Circuit
+from .searches import Search, search_named
+from .task import WORLDS, Goal, Progress, Spent, Task
 
-Unit = tuple[int, ...]
-Progress = Callable[[str, int, int], None]
+MEMORY = 8 << 30  # bytes that a search may hold, unless told
+_GRAPH = ("positions", "neurons", "seed")
+_SHARED = (*_GRAPH, "method_options", "memory")
+_TIGHT = 1e-4  # what rounding may do to a faithfulness of 1
 
 
 def find_circuit(
@@ -28,204 +35,252 @@ def find_circuit(
     metric: Metric | Callable[[Tensor], Tensor],
     *,
     level: str = "edge",
+    search: str = "refine",
     method: str = "eap-ig",
     baseline: Baseline = "counterfactual",
     faithfulness: float = 0.9,
-    refine: int = 200,
-    positions: bool = False,
-    neurons: bool = False,
+    size: int | None = None,
+    max_forwards: int | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Circuit:
-    """The smallest circuit found whose faithfulness is within `1 - faithfulness` of 1, on a batch of pairs.
+    """The smallest circuit found whose faithfulness is within `1 - faithfulness` of 1, on a batch of pairs; with a
+    `size`, the most faithful one found of at most so many edges (nodes with level="node").
 
-    Edges (or nodes, with level="node") are scored by `method` (see `cutaway.methods`); the best `refine` are scored
-    again by exact patching of each alone; the smallest prefix of that ranking that is faithful is pruned of everything
-    it does not need. What is outside carries `baseline`. `positions` resolves nodes by position, `neurons` MLPs by
-    neuron.
+    `search` is one of `cutaway.searches()`; it starts from scores by `method` (one of `cutaway.methods()`). What is
+    outside carries `baseline`. `max_forwards` bounds the forward and backward passes: the best circuit within it is
+    returned, and its settings say so. `options` are the search's, and: positions=True and neurons=True to tell those
+    apart, seed=, method_options= (a dict), memory= (bytes).
 
-    Raises InputError for pairs that cannot be compared, MetricError for a metric that does not distinguish clean from
-    corrupted.
+    Raises InputError for pairs that cannot be compared and questions that make no sense, MetricError for a metric that
+    does not distinguish clean from corrupted, ResourceError when even the least of it exceeds a limit.
     """
+    plan = plan_of(level, search, method, options, faithfulness, size)
+    metric = as_metric(metric)
+    graph = plan.graph(clean, corrupted, baseline)
+    return search_graph(graph, metric, plan, max_forwards, progress)
+
+
+@dataclass(frozen=True)
+class CircuitForecast:
+    """What a search takes at most: `passes` forward and backward passes for the scores, `forwards` with those of the
+    search; `bytes` held at once; `seconds` extrapolated from timed passes."""
+
+    edges: int
+    nodes: int
+    passes: float
+    forwards: float
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.edges:,} edges, {self.nodes:,} nodes: at most {self.forwards:,.0f} forward and backward passes, "
+            f"{self.passes:,.0f} of them for scores; about {self.seconds:.2g} s and {self.bytes / 2**20:,.0f} MiB"
+        )
+
+
+def forecast_circuit(
+    clean: Trace,
+    corrupted: Trace | None,
+    metric: Metric | Callable[[Tensor], Tensor],
+    *,
+    level: str = "edge",
+    search: str = "refine",
+    method: str = "eap-ig",
+    baseline: Baseline = "counterfactual",
+    size: int | None = None,
+    max_forwards: int | None = None,
+    **options: Any,
+) -> CircuitForecast:
+    """What `find_circuit` with these arguments takes at most, from three timed passes. Raises what it raises."""
+    plan = plan_of(level, search, method, options, 0.9, size)
+    metric = as_metric(metric)
+    graph = plan.graph(clean, corrupted, baseline)
+    task = Task(graph, metric, level, None, Goal(0.1, size))
+    check_distinguishes(metric, *task.ends)
+    units = len(task.universe)
+    passes = plan.passes(graph)
+    forwards = passes + plan.search.forwards(units, plan.options)
+    if max_forwards is not None:
+        forwards = max(passes + 1, min(forwards, float(max_forwards)))
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(5, *graph.shape(), generator=generator) < 0.5
+    evaluate(graph, metric, masks[:1])
+    one, four = _seconds(graph, metric, masks[:1]), _seconds(graph, metric, masks[1:])
+    each = max(one, four) / (4 if four > one else 1)
+    # A backward pass is about twice a forward one, and a score's forward pass has no worlds to share.
+    seconds = (forwards - passes) * each + 1.5 * passes * one
+    edges = int(graph.valid.sum()) * graph.positions
+    return CircuitForecast(edges, len(graph.writers), passes, forwards, needed_bytes(graph), seconds)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for, checked."""
+
+    level: str
+    search: Search
+    method: Method
+    options: dict[str, Any]
+    shared: dict[str, Any]
+    goal: Goal
+
+    def graph(self, clean: Trace, corrupted: Trace | None, baseline: Baseline) -> EdgeGraph:
+        """The edge graph. Raises InputError when there is nothing to compare or the size is beyond it."""
+        graph = edge_graph(clean, corrupted, baseline, {k: v for k, v in self.shared.items() if k in _GRAPH})
+        table = (graph.valid[:, :, None] & graph.moving) if self.level == "edge" else graph.moving
+        if self.goal.size is not None and self.goal.size > int(table.sum()):
+            raise InputError(
+                f"A circuit of {self.goal.size:,} {self.level}s is wanted and {int(table.sum()):,} differ between "
+                "the runs; choose a smaller size."
+            )
+        return graph
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The scoring method's options, those given and the defaults."""
+        return {**self.method.options(), **self.shared.get("method_options", {})}
+
+    def passes(self, graph: EdgeGraph) -> float:
+        """Forward and backward passes for the scores."""
+        return float(self.method.passes(graph, self.method_options)) if self.search.needs_scores else 0.0
+
+
+def plan_of(
+    level: str, search: str, method: str, options: Mapping[str, Any], faithfulness: float, size: int | None
+) -> Plan:
+    """What is asked for, checked. Raises InputError for anything that does not exist or is out of range."""
     if level not in ("edge", "node"):
         raise InputError(f"There is no level '{level}'; choose 'edge' or 'node'.")
-    if not 0 < faithfulness <= 1 or refine < 1:
-        raise InputError("A search needs 0 < faithfulness <= 1, and refine of at least 1.")
-    metric = as_metric(metric)
-    graph = EdgeGraph(clean, corrupted, baseline=baseline, positions=positions, neurons=neurons)
-    search = _Search(graph, metric, level, progress or (lambda stage, done, of: None))
-    search.measure_gap()
-    search.progress("scoring edges", 0, 1)
-    scores = score(graph, metric, method=method)
-    ranked = search.rank(scores, refine)
-    chosen, curve = search.shortest(ranked, 1 - faithfulness)
-    chosen = search.prune(chosen, 1 - faithfulness)
-    mask = search.mask(chosen)
-    reached = float(search.faithfulness(mask[None])[0])
-    settings = {
-        "scores": scores.method, "baseline": graph.baseline, "refined": len(search.exact),
-        "target_faithfulness": faithfulness,
-        "positions": positions, "neurons": neurons, "evaluations": search.evaluations, "gap": search.gap,
-        "clean": search.clean, "corrupted": search.corrupted,
-    }  # fmt: skip
-    exact = search.exact if level == "edge" else {}
-    return Circuit(graph, metric, mask & graph.valid[:, :, None], scores, exact, level, reached, tuple(curve), settings)
+    if not 0 < faithfulness <= 1:
+        raise InputError(f"A search needs 0 < faithfulness <= 1, and it is {faithfulness}.")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InputError(f"A circuit's size is a whole number of {level}s, 1 or more, and it is {size!r}.")
+    chosen, scoring = search_named(search, level), method_named(method)
+    if chosen.needs_scores and level not in scoring.levels:
+        raise InputError(f"The method '{method}' scores no {level}s; choose another method or level.")
+    shared = {name: value for name, value in options.items() if name in _SHARED}
+    own = chosen.checked({name: value for name, value in options.items() if name not in _SHARED})
+    return Plan(level, chosen, scoring, own, shared, Goal(max(1 - faithfulness, _TIGHT), size))
 
 
-@dataclass
-class _Search:
-    """What a search knows: the graph, the metric at both ends, and exact effects so far."""
-
-    graph: EdgeGraph
-    metric: Metric
-    level: str
-    progress: Progress
-    clean: float = 0.0
-    corrupted: float = 0.0
-    gap: float = 0.0
-    evaluations: int = 0
-    exact: dict[tuple[int, int, int], float] = field(default_factory=dict)
-
-    def measure_gap(self) -> None:
-        """Measure the behaviour at both ends; raises MetricError when there is none."""
-        clean, corrupted = ends(self.graph, self.metric)
-        self.clean, self.corrupted = float(clean.mean()), float(corrupted.mean())
-        self.gap = self.clean - self.corrupted
-        check_distinguishes(self.metric, clean, corrupted)
-
-    def faithfulness(self, masks: Tensor) -> Tensor:
-        """[circuits]: the share of the behaviour that each mask keeps."""
-        self.evaluations += len(masks)
-        found = evaluate(self.graph, self.metric, masks)
-        return (found.mean(1) - self.corrupted) / self.gap
-
-    def masks(self, choices: Sequence[Sequence[Unit]]) -> Tensor:
-        """[choices, readers, writers, positions]: the masks of sets of units, without dead ends."""
-        masks = torch.zeros(len(choices), *self.graph.shape(), dtype=torch.bool)
-        for mask, units in zip(masks, choices, strict=True):
-            places = torch.tensor(units, dtype=torch.long).T
-            if self.level == "node":
-                mask[:, places[0], places[1]] = True
-            else:
-                mask[places[0], places[1], places[2]] = True
-        return masks if self.level == "node" else trimmed(self.graph, masks)
-
-    def mask(self, units: Sequence[Unit]) -> Tensor:
-        """The mask of one set of units."""
-        return self.masks([units])[0]
-
-    def rank(self, scores: Scores, refine: int) -> list[Unit]:
-        """All units, best first: exactly scored ones by exact effect, the rest by cheap score behind them."""
-        if self.level == "node":
-            table = scores.of("node")
-            units: list[Unit] = [tuple(index) for index in table.nonzero().tolist()]
-        else:
-            table = scores.of("edge")
-            units = [tuple(index) for index in table.nonzero().tolist()]
-        units.sort(key=lambda unit: -abs(float(table[unit])))
-        front = units[:refine]
-        if not front:
-            raise MetricError(f"The metric '{self.metric.name}' is reached by no edge that differs between the runs.")
-        full = torch.ones(self.graph.shape(), dtype=torch.bool)
-        effects: list[float] = []
-        for start in range(0, len(front), 32):
-            self.progress("exact patching", start, len(front))
-            masks = full.repeat(len(front[start : start + 32]), 1, 1, 1)
-            for mask, unit in zip(masks, front[start : start + 32], strict=True):
-                if self.level == "node":
-                    mask[:, unit[0], unit[1]] = False
-                else:
-                    mask[unit] = False
-            effects += ((1 - self.faithfulness(masks)) * self.gap).tolist()
-        measured = dict(zip(front, effects, strict=True))
-        if self.level == "edge":
-            self.exact = {(unit[0], unit[1], unit[2]): effect for unit, effect in measured.items()}
-        front.sort(key=lambda unit: -abs(measured[unit]))
-        return front + units[refine:]
-
-    def shortest(self, ranked: list[Unit], slack: float) -> tuple[list[Unit], list[tuple[int, float]]]:
-        """The shortest prefix of a ranking whose faithfulness is within `slack` of 1, and the curve of sizes tried."""
-        sizes, size = [], 1
-        while size < len(ranked):
-            sizes.append(size)
-            size = max(size + 1, int(size * 1.4))
-        sizes.append(len(ranked))
-        curve: list[tuple[int, float]] = []
-        for start in range(0, len(sizes), 6):
-            self.progress("choosing a size", start, len(sizes))
-            batch = sizes[start : start + 6]
-            found = self.faithfulness(self.masks([ranked[:count] for count in batch])).tolist()
-            curve += list(zip(batch, found, strict=True))
-            good = next((count for count, value in zip(batch, found, strict=True) if abs(1 - value) <= slack), None)
-            if good is not None:
-                before = max((count for count, _ in curve if count < good), default=0)
-                between = list(range(before + 1, good))[:: max(1, (good - before) // 8)]
-                if between:
-                    finer = self.faithfulness(self.masks([ranked[:count] for count in between])).tolist()
-                    curve += list(zip(between, finer, strict=True))
-                    good = next((c for c, value in zip(between, finer, strict=True) if abs(1 - value) <= slack), good)
-                return ranked[:good], sorted(curve)
-        return ranked, sorted(curve)
-
-    def prune(self, units: list[Unit], slack: float) -> list[Unit]:
-        """Drop what the circuit does not need, in ever smaller groups, and single units last.
-
-        Each round measures what each group is needed for, then drops as many of the least needed groups together as
-        leave the circuit faithful. Rounds of single units go on until none can be dropped.
-        """
-        units = self._connected(units)
-        groups = 8
-        while len(units) > 1:
-            single = groups >= len(units)
-            self.progress("minimality", 0, len(units))
-            size = 1 if single else -(-len(units) // groups)
-            chunks = [units[start : start + size] for start in range(0, len(units), size)]
-            fewer = self._drop(units, chunks, slack)
-            if fewer is None and single:
-                break
-            if fewer is not None:
-                units = self._connected(fewer)
-            if fewer is None or not single:
-                groups *= 2
-        return units
-
-    def _connected(self, units: list[Unit]) -> list[Unit]:
-        mask = self.mask(units)
-        return [unit for unit in units if mask[unit]] if self.level == "edge" else units
-
-    def _drop(self, units: list[Unit], chunks: list[list[Unit]], slack: float) -> list[Unit] | None:
-        """The units without as many chunks as stay faithful, or None when no chunk can go."""
-        base = abs(1 - float(self.faithfulness(self.masks([units]))[0]))
-        without = [[unit for unit in units if unit not in set(chunk)] for chunk in chunks]
-        need = (1 - self.faithfulness(self.masks([rest or units for rest in without]))).abs() - base
-        spare = [place for place in need.argsort().tolist() if float(need[place]) < slack]
-        counts = sorted(
-            {max(1, round(len(spare) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)} | {1, 2}
+def search_graph(
+    graph: EdgeGraph,
+    metric: Metric,
+    plan: Plan,
+    max_forwards: int | None = None,
+    progress: Progress | None = None,
+    allowed: Tensor | None = None,
+    scores: Any = None,
+) -> Circuit:
+    """Search in a graph, within the edges of the mask `allowed`; see `find_circuit`."""
+    report: Progress = progress or (lambda stage, done, of: None)
+    task = Task(graph, metric, plan.level, None, plan.goal, report=report, allowed=allowed)
+    check_distinguishes(metric, *task.ends)
+    own = plan.search.forwards(len(task.universe), plan.options)
+    passes = 0.0 if scores is not None else plan.passes(graph)
+    least = passes + (own if plan.search.whole else 2)
+    if max_forwards is not None and least > max_forwards:
+        raise ResourceError(
+            f"The search '{plan.search.name}' needs at least {least:,.0f} forward and backward passes and the limit "
+            f"is {max_forwards:,}; raise max_forwards, or choose a cheaper search or scoring method."
         )
-        trials = []
-        for count in reversed([count for count in counts if count <= len(spare)]):
-            gone = {unit for place in spare[:count] for unit in chunks[place]}
-            trials.append([unit for unit in units if unit not in gone])
-        trials = [trial for trial in trials if trial]
-        if not trials:
-            return None
-        found = (1 - self.faithfulness(self.masks(trials))).abs().tolist()
-        limit = max(slack, base)
-        return next((trial for trial, value in zip(trials, found, strict=True) if value <= limit), None)
+    bytes_, memory = needed_bytes(graph), plan.shared.get("memory", MEMORY)
+    if bytes_ > memory:
+        raise ResourceError(
+            f"The search needs about {bytes_:,} bytes and the limit is {memory:,}; give fewer examples, leave out "
+            "positions or neurons, or raise memory."
+        )
+    if plan.search.needs_scores and scores is None:
+        report(f"scoring {plan.level}s", 0, 1)
+        scores = score(graph, metric, method=plan.method.name, **plan.shared.get("method_options", {}))
+        task.forwards = passes
+    task.scores = scores
+    task.limit = min(passes + own, max_forwards if max_forwards is not None else math.inf)
+    stopped = False
+    try:
+        mask = plan.search.function(task, **plan.options)
+        reached = float(task.faithfulness(mask[None])[0])
+    except Spent:
+        stopped, mask, reached = True, task.best[1], task.best[2]
+    return _circuit(task, plan, mask, reached, stopped, max_forwards)
+
+
+def _circuit(task: Task, plan: Plan, mask: Tensor, reached: float, stopped: bool, max_forwards: int | None) -> Circuit:
+    graph = task.graph
+    settings: dict[str, Any] = {
+        "search": {"name": plan.search.name, **plan.options},
+        "scores": task.scores.method if task.scores is not None else plan.search.name,
+        "method": {"name": plan.method.name, **plan.method_options} if plan.search.needs_scores else None,
+        "baseline": graph.baseline,
+        "refined": len(task.exact),
+        "target_faithfulness": None if plan.goal.size is not None else 1 - plan.goal.slack,
+        "target_size": plan.goal.size,
+        **{name: graph.options[name] for name in _GRAPH},
+        "evaluations": task.evaluations, "forwards": task.forwards,
+        "max_forwards": max_forwards, "stopped_by_limit": stopped,
+        "gap": task.gap, "clean": task.clean, "corrupted": task.corrupted, **task.facts,
+    }  # fmt: skip
+    exact = {(row, column, place): effect for (row, column, place), effect in task.exact.items()}
+    scores = task.scores
+    assert scores is not None, "a search without cheap scores leaves its own"
+    curve = tuple(sorted(set(task.curve)))
+    return Circuit(graph, task.metric, mask & task.full, scores, exact, plan.level, reached, curve, settings)
+
+
+def edge_graph(clean: Trace, corrupted: Trace | None, baseline: Baseline, options: Mapping[str, Any]) -> EdgeGraph:
+    """The edge graph of two runs. Raises InputError when the corrupted inputs are the clean ones."""
+    if baseline == "counterfactual" and isinstance(clean, Trace) and isinstance(corrupted, Trace):
+        pairs = [list(tensors((run.args, run.kwargs))) for run in (clean, corrupted)]
+        same = [len(pairs[0]) == len(pairs[1])] + [torch.equal(a, b) for a, b in zip(*pairs, strict=False)]
+        if pairs[0] and all(same):
+            raise InputError(
+                "The corrupted inputs are the clean ones, so nothing can be told apart; change what the behaviour "
+                "depends on, or choose baseline='zero', 'mean' or 'resample'."
+            )
+    return EdgeGraph(clean, corrupted, baseline=baseline, **options)
+
+
+def needed_bytes(graph: EdgeGraph) -> int:
+    """About how many bytes it takes to measure circuits on a graph: worlds of every write, their masks, and chunks."""
+    held = sum(value.numel() * value.element_size() for value in graph.clean.values())
+    widest = max((len(columns) for columns in graph.columns.values()), default=1)
+    slots = max((len(port.rows) for part in graph.parts for port in part.ports), default=1)
+    masks = 5 * math.prod(graph.shape()) + 24 * slots * widest * graph.positions
+    largest = max(value.numel() * value.element_size() for value in graph.clean.values())
+    chunk = min(4 * BUDGET, WORLDS * slots * largest)
+    return int(2 * held + WORLDS * (2 * held + masks) + 3 * chunk)
 
 
 def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:
-    """Raise MetricError when the metric is not finite, or not clearly different between clean and corrupted."""
+    """Raise MetricError when the metric is not finite, is constant, or is not clearly different between clean and
+    corrupted."""
     change = clean - corrupted
     if not torch.isfinite(change).all():
         raise MetricError(
             f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output."
         )
-    mean = float(change.mean())
-    scale = float(torch.cat([clean, corrupted]).abs().mean()) + 1e-12
-    error = float(change.std()) / len(change) ** 0.5 if len(change) > 1 else 0.0
+    both = torch.cat([clean, corrupted])
+    if bool((both == both[0]).all()):
+        raise MetricError(
+            f"The metric '{metric.name}' is {float(both[0]):.4g} for every example, clean or corrupted, and does not "
+            "distinguish them; choose a metric that depends on the output."
+        )
+    mean, scale = float(change.mean()), float(both.abs().mean()) + 1e-12
+    spread = float(change.std()) if len(change) > 1 else 0.0
+    error = spread / len(change) ** 0.5
     if abs(mean) < 1e-5 * scale or abs(mean) < 1.64 * error:
+        least = math.ceil((1.64 * spread / mean) ** 2) if abs(mean) >= 1e-5 * scale else 0
+        pairs = f"give about {least:,} pairs" if least else "give more pairs"
         raise MetricError(
             f"The metric '{metric.name}' does not distinguish clean from corrupted inputs: "
             f"{float(clean.mean()):.4g} against {float(corrupted.mean()):.4g} over {len(change)} examples "
-            f"(standard error {error:.2g}); choose another metric or other inputs, or give more pairs."
+            f"(standard error {error:.2g}); choose another metric or other inputs, or {pairs}."
         )
+
+
+def _seconds(graph: EdgeGraph, metric: Metric, masks: Tensor) -> float:
+    start = time.perf_counter()
+    evaluate(graph, metric, masks)
+    return time.perf_counter() - start

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
+
+from ..drawing.figures import claim_plot
+from ..drawing.plot import Plot
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Reason:
-    """One check behind a verdict."""
+    """One check behind a verdict; `counts` is False for a note that the verdict does not depend on."""
 
     check: str
     passed: bool
     text: str
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,14 @@ class Claim:
                 return item
         raise KeyError(f"no evidence '{name}'; there is {', '.join(item.name for item in self.evidence)}")
 
+    def plot(self) -> Plot:
+        """The circuit under its verdict, with its faithfulness curve and the range of its random circuits."""
+        return claim_plot(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        told = f'<pre style="white-space:pre-wrap">{escape(str(self))}</pre>'
+        return self.plot()._repr_html_() + told if self.circuit.get("edges") else told
+
     def to_dict(self) -> dict[str, Any]:
         """The claim as JSON-able data, without tensors."""
         data = asdict(self)
@@ -55,7 +68,7 @@ class Claim:
 
     def __str__(self) -> str:
         lines = [f"{self.verdict.upper()}: {self.statement}"]
-        lines += [f"  {'✓' if reason.passed else '✗'} {reason.text}" for reason in self.reasons]
+        lines += [f"  {'✓' if row.passed else '✗' if row.counts else '!'} {row.text}" for row in self.reasons]
         for item in self.evidence:
             interval = f" [{item.low:.3f}, {item.high:.3f}]" if item.low is not None and item.high is not None else ""
             lines.append(f"  {item.name:<22} {item.value:.3f}{interval}  ({item.better} is better; {item.how})")

@@ -1,23 +1,50 @@
-"""From a stored claim back to a circuit that can be tested again."""
+"""From a stored claim back to a circuit that can be tested again, in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..attribution.edges import EdgeGraph
-from ..attribution.metric import Metric, logit, logit_difference
 from ..attribution.scores import Scores
 from ..circuits.circuit import Circuit
-from ..errors import InputError, MetricError
+from ..circuits.loading import graph_from, metric_from, onto
+from ..errors import InputError
 from ..run.network import Network
+from ..run.structure import tensors
 from ..run.trace import Trace
 
+Arrays = Mapping[str, np.ndarray]
+TABLES = ("edge_scores", "node_scores")
 
-def rebuild(net: Network, claim: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Circuit:
+
+def stored(
+    circuit: Circuit, graph: EdgeGraph, sets: Mapping[str, tuple[Trace, Trace | None]], scores: bool
+) -> dict[str, np.ndarray]:
+    """What it takes to test again, as arrays: the circuit's mask, the inputs of the runs it was tested on and of
+    further sets of pairs, the constants of a baseline that is made of them, and all `scores` where a curve is drawn."""
+    arrays = {"mask": circuit.mask.numpy().astype(np.uint8)}
+    tables = dict(zip(TABLES, (circuit.scores.edges, circuit.scores.nodes), strict=True)) if scores else {}
+    arrays |= {name: _array(table) for name, table in tables.items() if table is not None}
+    sides = {"clean": graph.clean_trace, "corrupted": graph.corrupted_trace}
+    for name, (clean, corrupted) in sets.items():
+        sides |= {f"other.{name}.clean": clean, f"other.{name}.corrupted": corrupted}
+    for side, trace in sides.items():
+        if trace is not None:
+            given = dict(enumerate(tensors(trace.args)))
+            given |= {key: value for key, value in trace.kwargs.items() if isinstance(value, Tensor)}
+            arrays |= {f"{side}.{name}": _array(tensor) for name, tensor in given.items()}
+    if not isinstance(constants := graph.options["baseline"], str):
+        arrays |= {f"constant.{name}": _array(tensor) for name, tensor in constants.items()}
+    return arrays
+
+
+def rebuild(net: Network, claim: Mapping[str, Any], arrays: Arrays) -> Circuit:
     """The circuit of a stored claim on the inputs it was tested on, ready for `verify`.
 
     `claim` is what `Claim.to_dict` gave, `arrays` its tensors. Raises InputError when the network is not the one the
@@ -29,45 +56,57 @@ def rebuild(net: Network, claim: Mapping[str, Any], arrays: Mapping[str, np.ndar
             f"The claim is about weights {provenance['fingerprint']} and '{net.name}' has {net.fingerprint}; "
             "open the network that the claim is about."
         )
-    settings = dict(claim["circuit"]["settings"])
-    clean = _recorded(net, arrays, "clean")
-    corrupted = _recorded(net, arrays, "corrupted") if any(name.startswith("corrupted.") for name in arrays) else None
-    baseline = settings["baseline"]
-    options = {"baseline": baseline["kind"], "seed": baseline.get("seed", 0)}
-    options |= {name: settings[name] for name in ("positions", "neurons")}
-    graph = EdgeGraph(clean, corrupted, **options)
+    clean, corrupted = _runs(net, arrays, "")
+    constants = {name: torch.from_numpy(np.array(array)) for name, array in _under(arrays, "constant.").items()}
+    graph = graph_from(claim["circuit"], clean, corrupted, constants or None)
     mask = torch.from_numpy(np.array(arrays["mask"])).bool()
     if tuple(mask.shape) != graph.shape():
         raise InputError("The stored circuit has other nodes than this version of Cutaway finds; find it again.")
-    table = torch.zeros(graph.shape())
-    exact: dict[tuple[int, int, int], float] = {}
-    for row in claim["circuit"]["edges"]:
-        place = (graph.readers.index(row["reader"]), graph.writers.index(row["writer"]), row["position"] or 0)
-        table[place] = row["score"]
-        if row["exact"] is not None:
-            exact[place] = row["exact"]
-    curve = tuple((int(size), float(value)) for size, value in claim["circuit"]["curve"])
-    metric = metric_from(provenance["metric"])
-    level, reached = claim["circuit"]["level"], claim["circuit"]["faithfulness"]
-    scores = Scores(table, None, settings["scores"], 0)
-    return Circuit(graph, metric, mask, scores, exact, level, reached, curve, settings)
+    circuit = onto(graph, claim["circuit"], metric_from(provenance["metric"], clean), mask)
+    method = circuit.scores.method
+    tables = {name: torch.from_numpy(np.array(arrays[name])) for name in TABLES if name in arrays}
+    if tables:
+        return replace(circuit, scores=Scores(tables.get("edge_scores"), tables.get("node_scores"), method, 0))
+    return replace(circuit, scores=replace(circuit.scores, facts={"partial": True}))
 
 
-def metric_from(facts: Mapping[str, Any]) -> Metric:
-    """A metric from its stored facts. Raises MetricError for one made of code."""
-    if facts.get("kind") == "logit_difference":
-        return logit_difference(facts["correct"], facts["wrong"], facts["position"])
-    if facts.get("kind") == "logit":
-        return logit(facts["answer"], facts["position"])
-    raise MetricError(
-        f"The metric '{facts.get('name')}' is made of code, which a project does not store; verify in Python instead."
-    )
+def options(net: Network, claim: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """What `verify` was called with beside the circuit, so that `verify(rebuild(…), **options(…))` is the same test.
+
+    Held-out pairs and further sets are recorded again. Raises MetricError for a set's metric made of code.
+    """
+    provenance = claim["provenance"]
+    asked = {"random": len(claim["details"]["null"]), "thorough": False, "alternatives": 0}
+    asked |= provenance.get("options", {})
+    metrics = provenance.get("other_metrics", {})
+    other = {}
+    for name in asked.pop("other", ()):
+        clean, corrupted = _runs(net, arrays, f"other.{name}.")
+        facts = metrics.get(name)
+        other[name] = (clean, corrupted, metric_from(facts, clean) if facts else None)
+    held = dict(zip(("clean", "corrupted"), _runs(net, arrays, ""), strict=True)) if provenance["held_out"] else {}
+    return {**asked, **held, "other": other, "seed": provenance["seed"]}
 
 
-def _recorded(net: Network, arrays: Mapping[str, np.ndarray], side: str) -> Trace:
-    """The run on the stored inputs of one side: numbered ones by position, the others by keyword."""
-    given = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{side}.")}
+def _runs(net: Network, arrays: Arrays, prefix: str) -> tuple[Trace, Trace | None]:
+    """The clean and the corrupted run on stored inputs."""
+    clean = _recorded(net, _under(arrays, f"{prefix}clean."))
+    corrupted = _under(arrays, f"{prefix}corrupted.")
+    return clean, _recorded(net, corrupted) if corrupted else None
+
+
+def _under(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _recorded(net: Network, given: Arrays) -> Trace:
+    """The run on stored inputs: numbered ones by position, the others by keyword."""
     held = {name: torch.from_numpy(np.array(array)) for name, array in given.items()}
     positional = [held[name] for name in sorted((name for name in held if name.isdigit()), key=int)]
     named: dict[str, Any] = {name: tensor for name, tensor in held.items() if not name.isdigit()}
     return net.record(*positional, **named)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

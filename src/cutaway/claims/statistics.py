@@ -1,7 +1,8 @@
-"""Intervals and tests: bootstrap over examples, ranks against a null, the area under an ROC curve."""
+"""Intervals and tests: bootstrap over examples, ranks against a null, binomial tails, the area under an ROC curve."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,12 +20,50 @@ def ratio_interval(
     value = float(top.mean() / bottom.mean())
     if len(top) < 2:
         return value, None, None
-    rows = np.random.default_rng(seed).integers(0, len(top), (draws, len(top)))
-    below = bottom[rows].mean(1)
-    below = np.where(np.abs(below) < 1e-12, np.nan, below)
-    ratios = top[rows].mean(1) / below
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
+    above, below = resampled(np.stack([top, bottom]), draws=draws, seed=seed)
+    return value, *percentiles(above / np.where(np.abs(below) < 1e-12, np.nan, below), level)
+
+
+def resampled(values: np.ndarray, *, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """[..., draws]: means over examples resampled with replacement; values: [..., n], every row on the same draws."""
+    rows = np.random.default_rng(seed).integers(0, values.shape[-1], (draws, values.shape[-1]))
+    weights = np.stack([np.bincount(row, minlength=values.shape[-1]) for row in rows], 1) / values.shape[-1]
+    return values @ weights
+
+
+def percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The central `level` of bootstrap draws."""
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def binomial(n: int, chance: float) -> np.ndarray:
+    """[n + 1]: the probability of each count of successes in n trials, for 0 < chance < 1."""
+    k = np.arange(n + 1)
+    ways = [math.lgamma(n + 1) - math.lgamma(one + 1) - math.lgamma(n - one + 1) for one in k]
+    return np.exp(np.array(ways) + k * math.log(chance) + (n - k) * math.log1p(-chance))
+
+
+def sign_p(wins: int, n: int) -> float:
+    """P(at least so many of n fair coins): the one-sided sign test."""
+    return float(min(binomial(n, 0.5)[wins:].sum(), 1.0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, so that no more than `level` of all families holds a false rejection
+    (Holm 1979)."""
+    order = np.argsort(p_values)
+    found, last = np.zeros(len(p_values)), 0.0
+    for place, index in enumerate(order):
+        last = max(last, min(1.0, (len(order) - place) * p_values[index]))
+        found[index] = last
+    return [float(value) for value in found]
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of the union of two sets that both hold; 1 for two empty ones. one, other: boolean, same shape."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 1.0
 
 
 def rank_p(observed: float, null: Sequence[float]) -> float:

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ..attribution.edges import EdgeGraph
+from ..attribution.methods import score
 from ..attribution.metric import Metric, as_metric
-from ..attribution.mixture import ends, evaluate
+from ..attribution.repair import self_repair
+from ..circuits.alternatives import alternatives, overlap
 from ..circuits.circuit import Circuit
-from ..circuits.search import Progress, check_distinguishes
+from ..circuits.loading import metric_from
+from ..circuits.search import Progress
 from ..errors import InputError
-from ..run.structure import tensors
 from ..run.trace import Trace
-from .claim import Claim, Evidence, Reason
-from .null import random_circuits
-from .statistics import Interval, auroc, rank_p, ratio_interval
+from . import judging
+from .claim import Claim, Evidence
+from .curves import circuit_curve
+from .hypotheses import equivalence, independence, minimality
+from .judging import Finding
+from .measured import Measured, measure
+from .null import inflated, random_circuits
+from .repeat import stored
+from .stability import named_parts, stability
+from .truth import compare_with_truth
+from .untrained import OWN_OUTPUT, untrained
 
-FAITHFUL, COMPLETE, NEEDED, SIGNIFICANT = 0.3, 0.5, 0.5, 0.05
+__all__ = ["compare_with_truth", "verify"]
+
+Pairs = tuple[Trace, Trace | None, Metric | None]
+INFLATED = 100
 
 
 def verify(
@@ -33,233 +45,175 @@ def verify(
     *,
     truth: Sequence[str] | None = None,
     unseen: Sequence[str] = (),
+    other: Mapping[str, Pairs] | Sequence[Pairs] = (),
+    alternatives: int = 0,
+    thorough: bool = False,
     random: int = 100,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Claim:
     """Test a circuit, on held-out pairs if given (else on those it was found on, and the claim says so).
 
-    Faithfulness: the share of the behaviour that the circuit alone keeps, everything else corrupted. Completeness: the
-    share that is lost when the circuit alone is corrupted. Minimality: the share of edges whose removal changes
-    faithfulness by more than 0.01. Null: `random` connected circuits of the same size. Intervals: 95 %, bootstrap over
-    examples. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported. `unseen`
+    Whether the pairs show the behaviour one by one (sign test) and only the trained weights do (permuted weights);
+    faithfulness: the share of it that the circuit alone keeps, everything else ablated; against `random` connected
+    circuits of its size; completeness: the share lost when the circuit alone is ablated; minimality: the share of edges
+    whose removal changes faithfulness by more than 0.01. Intervals: 95 %, percentile bootstrap over examples.
+
+    `other`: further sets of pairs (clean, corrupted, metric or None), by name or in order: does it hold there too?
+    `thorough` adds curves, stability, the minimality test and self-repair; `alternatives` looks for so many other
+    circuits. `truth`: names of the known mechanism's edges; the AUROC of the scores against it is reported. `unseen`
     are those of them that replacing clean by corrupted values is known not to show; they count neither way.
 
-    Raises InputError when the held-out pairs do not fit the circuit, MetricError when they show no behaviour.
+    See docs/verdict.md. Raises InputError when pairs do not fit the circuit, MetricError when the metric is the same
+    with everything ablated.
     """
-    if (clean is None) != (corrupted is None):
+    if clean is None and corrupted is not None:
+        raise InputError("Held-out pairs need both runs, clean and corrupted; give both or neither.")
+    if clean is not None and corrupted is None and circuit.graph.corrupted_trace is not None:
         raise InputError("Held-out pairs need both runs, clean and corrupted; give both or neither.")
     if random < 1:
         raise InputError("A verdict needs a control; give random=1 or more.")
+    held_out = clean is not None
+    graph = circuit.graph if clean is None else circuit.graph.on(clean, corrupted)
+    sets = _sets(circuit, other)
     report = progress or (lambda stage, done, of: None)
-    held_out = clean is not None and corrupted is not None
-    graph = _graph(circuit, clean, corrupted)
-    metric = as_metric(metric or circuit.metric)
-    good, bad = ends(graph, metric)
-    check_distinguishes(metric, good, bad)
-    report("faithfulness", 0, 4)
-    size = len(circuit) if circuit.level == "edge" else _node_count(circuit)
-    mask = circuit.mask if circuit.level == "edge" else _node_mask(circuit)
-    kept, lost = evaluate(graph, metric, torch.stack([mask, ~mask]))
-    gap = _numpy(good - bad)
-    faithfulness = ratio_interval(_numpy(kept - bad), gap, seed=seed)
-    completeness = ratio_interval(_numpy(good - lost), gap, seed=seed)
-    report("null", 1, 4)
-    others = random_circuits(graph, size, random, seed, circuit.level, mask)
+    report("faithfulness", 0, 5)
+    found = measure(circuit, graph, _metric_on(metric or circuit.metric, clean), seed)
+    findings = [judging.behaves(found, held_out)]
+    report("untrained control", 1, 5)
+    findings += [judging.trained(untrained(graph, found.metric, seed)), judging.faithful(found)]
+    report("null", 2, 5)
+    findings += [judging.beats_chance(found, _null(found, circuit, random), random), judging.complete(found)]
+    report("minimality", 3, 5)
+    needs = _needs(found, circuit)
+    tests = [equivalence(found.kept, found.good), independence(found.lost, found.good, seed=seed)]
+    if thorough:
+        more, less = inflated(graph, found.mask, INFLATED, seed, circuit.level)
+        tests.append(minimality(needs, (found.shares(more) - found.shares(less)).tolist()))
+    findings += [judging.minimal(needs), judging.tested(tests)]
+    for name, (other_clean, other_corrupted, other_metric) in sets.items():
+        there = circuit.graph.on(other_clean, other_corrupted)
+        asked = _metric_on(other_metric or circuit.metric, other_clean)
+        findings.append(judging.elsewhere(name, measure(circuit, there, asked, seed)))
+    report("further tests", 4, 5)
+    findings += _deeper(found, circuit) if thorough else []
+    findings += [_alternatives(circuit, found, alternatives)] if alternatives else []
+    findings += [_truth(circuit, truth, unseen)] if truth is not None else []
+    asked_for = {"thorough": thorough, "alternatives": alternatives, "random": random, "other": list(sets)}
+    facts = _provenance(found, held_out) | {"options": asked_for}
+    facts["other_metrics"] = {name: _facts(pairs[2]) for name, pairs in sets.items()}
+    return _claim(circuit, found, findings, facts, sets)
+
+
+def _claim(
+    circuit: Circuit, found: Measured, findings: Sequence[Finding], facts: dict[str, Any], sets: Mapping[str, Pairs]
+) -> Claim:
+    reasons = tuple(reason for finding in findings for reason in finding.reasons)
+    evidence = tuple(item for finding in findings for item in finding.evidence)
+    means = {"clean": found.good, "corrupted": found.bad, "circuit": found.kept, "complement": found.lost}
+    details: dict[str, Any] = {name: float(values.mean()) for name, values in means.items()}
+    for finding in findings:
+        details |= finding.details
+    statement = _statement(found.graph, circuit, found.metric)
+    # The main figure stands first.
+    evidence = tuple(sorted(evidence, key=lambda item: item.name != "faithfulness"))
+    runs = {name: pairs[:2] for name, pairs in sets.items()}
+    tensors = stored(circuit, found.graph, runs, facts["options"]["thorough"])
+    verdict = judging.verdict(reasons)
+    return Claim(statement, verdict, reasons, evidence, circuit.to_dict(), details, facts, tensors)
+
+
+def _sets(circuit: Circuit, other: Mapping[str, Pairs] | Sequence[Pairs]) -> dict[str, Pairs]:
+    named = other if isinstance(other, Mapping) else {f"set {place}": pairs for place, pairs in enumerate(other, 2)}
+    for name, pairs in named.items():
+        if not isinstance(pairs, tuple) or len(pairs) != 3:
+            raise InputError(f"'{name}' is no set of pairs; give (clean, corrupted, metric or None).")
+        if "." in name:
+            raise InputError(f"The set's name '{name}' has a dot; choose another.")
+    return dict(named)
+
+
+def _metric_on(metric: Metric, clean: Trace | None) -> Metric:
+    """The metric for other runs: a distance from the network's own output is one from its output there."""
+    metric = as_metric(metric)
+    own = clean is not None and metric.facts.get("kind") in OWN_OUTPUT
+    return metric_from(metric.facts, clean) if own and clean is not None else metric
+
+
+def _facts(metric: Metric | None) -> dict[str, Any] | None:
+    return None if metric is None else {"name": as_metric(metric).name, **as_metric(metric).facts}
+
+
+def _null(found: Measured, circuit: Circuit, random: int) -> list[float]:
+    """The faithfulness of random circuits of the same size."""
+    size = int((circuit.mask.any(0) if circuit.level == "node" else circuit.mask).sum())
+    masks = random_circuits(found.graph, size, random, found.seed, circuit.level, found.mask)
     # Without another circuit of this size the circuit is its own control, and no better than it.
-    drawn = _numpy(evaluate(graph, metric, others)) if len(others) else _numpy(kept)[None]
-    null = ((drawn - _numpy(bad)).mean(1) / gap.mean()).tolist()
-    p = rank_p(-abs(1 - faithfulness[0]), [-abs(1 - value) for value in null])
-    report("minimality", 2, 4)
-    needs = _needs(graph, metric, circuit, mask, float(bad.mean()), float((good - bad).mean()), faithfulness[0])
-    minimality = float(np.mean([abs(need) > 0.01 for need in needs.values()])) if needs else 0.0
-    evidence = _evidence(faithfulness, completeness, minimality, null, p, len(good), random, len(needs))
-    details: dict[str, Any] = {
-        "null": null, "needs": needs, "per_example": _numpy((kept - bad) / (good - bad).mean()).tolist(),
-        "clean": float(good.mean()), "corrupted": float(bad.mean()),
-        "circuit": float(kept.mean()), "complement": float(lost.mean()),
-    }  # fmt: skip
-    if truth is not None:
-        details["truth"] = compare_with_truth(circuit, truth, unseen)
-        evidence.append(
-            Evidence("truth AUROC", details["truth"]["auroc"], None, None, "higher", details["truth"]["how"])
-        )
-    reasons, verdict = _verdict(faithfulness, completeness, minimality, null, p)
-    inputs = _inputs("clean", graph.clean_trace)
-    if graph.corrupted_trace is not None:
-        inputs |= _inputs("corrupted", graph.corrupted_trace)
-    inputs["mask"] = circuit.mask.numpy().astype(np.uint8)
-    return Claim(
-        _statement(graph, circuit, metric),
-        verdict,
-        reasons,
-        tuple(evidence),
-        circuit.to_dict(),
-        details,
-        _provenance(graph, metric, held_out, seed, len(good)),
-        inputs,
-    )
+    return found.shares(masks).tolist() if len(masks) else [found.faithfulness[0]]
+
+
+def _needs(found: Measured, circuit: Circuit) -> dict[str, float]:
+    """What faithfulness loses when one edge (or node) of the circuit is taken out."""
+    parts = named_parts(found.graph, circuit.mask, circuit.level)
+    if not parts:
+        return {}
+    masks = found.mask.repeat(len(parts), 1, 1, 1)
+    for row, (unit, _) in zip(masks, parts, strict=True):
+        row[unit if circuit.level == "edge" else (slice(None), *unit)] = False
+    whole = found.faithfulness[0]
+    values = found.shares(masks).tolist()
+    return {name: whole - value for (_, name), value in zip(parts, values, strict=True)}
+
+
+def _deeper(found: Measured, circuit: Circuit) -> list[Finding]:
+    """What takes longer: curves, stability and self-repair."""
+    graph, metric, seed = found.graph, found.metric, found.seed
+    if circuit.scores.facts.get("partial"):  # a stored circuit, with scores of its own edges only
+        circuit = replace(circuit, scores=score(graph, metric), exact={})
+    findings = [judging.curved(circuit_curve(circuit, graph, metric, seed=seed))]
+    if found.n > 1:
+        findings.append(judging.stable(stability(circuit, graph, metric, seed=seed)))
+    return [*findings, judging.repaired(self_repair(graph, metric, circuit.nodes))]
+
+
+def _alternatives(circuit: Circuit, found: Measured, count: int) -> Finding:
+    """Other circuits for the same behaviour, measured on the same examples."""
+    rows = []
+    for one in alternatives(circuit, count):
+        value, low, high = measure(one, found.graph, found.metric, found.seed).faithfulness
+        figures = {"faithfulness": value, "low": low, "high": high, "size": len(one), "edges": one.edges}
+        rows.append({"overlap": overlap(one, circuit), **figures})
+    return judging.others(rows, count)
+
+
+def _truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[str]) -> Finding:
+    compared = compare_with_truth(circuit, truth, unseen)
+    area = compared["auroc"]
+    evidence = (Evidence("truth AUROC", area, None, None, "higher", compared["how"]),) if area is not None else ()
+    return Finding(evidence, (), {"truth": compared})
 
 
 def _statement(graph: EdgeGraph, circuit: Circuit, metric: Metric) -> str:
     if circuit.level == "node":
         total = int((graph.moving & graph.valid.any(0)[:, None]).sum())
-        return f"In {graph.net.name}, {_node_count(circuit)} of {total} nodes carry the {metric.name}."
+        return f"In {graph.net.name}, {int(circuit.mask.any(0).sum())} of {total} nodes carry the {metric.name}."
     total = int(graph.valid.sum()) * graph.positions
     nodes = len(circuit.nodes)
     return f"In {graph.net.name}, {len(circuit)} of {total} edges over {nodes} nodes carry the {metric.name}."
 
 
-def _inputs(side: str, trace: Trace) -> dict[str, np.ndarray]:
-    """What a run was made on: positional tensors by number, keyword tensors by name."""
-    given = dict(enumerate(tensors(trace.args))) | {k: v for k, v in trace.kwargs.items() if isinstance(v, Tensor)}
-    return {f"{side}.{name}": _storable(tensor) for name, tensor in given.items()}
-
-
-def _storable(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-def compare_with_truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[str] = ()) -> dict[str, Any]:
-    """How the scores of all testable edges rank those of the known mechanism, and which of them the circuit holds.
-
-    Testable: the writer differs between the runs, and the edge is not in `unseen`.
-    """
-    graph = circuit.graph
-    table = {graph.edge_name(row, column): _score(circuit, row, column) for row, column in graph.edges}
-    table = {name: score for name, score in table.items() if name not in set(unseen)}
-    known, inside = set(truth), set(circuit.edges)
-    testable = [name for name in truth if name in table]
-    hidden = [name for name in truth if name not in table]
-    return {
-        "auroc": auroc(list(table.values()), [name in known for name in table]),
-        "how": (
-            f"{len(testable)} known edges among {len(table)} testable ones; {len(hidden)} more known ones "
-            "do not show when clean values are replaced by corrupted ones"
-        ),
-        "found": [name for name in testable if name in inside],
-        "missed": [name for name in testable if name not in inside],
-        "beyond": [name for name in circuit.edges if name not in known],
-        "untestable": hidden,
-    }
-
-
-def _score(circuit: Circuit, row: int, column: int) -> float:
-    """The magnitude of an edge's effect, exact where it was measured, over positions."""
-    exact = [circuit.exact.get((row, column, place)) for place in range(circuit.graph.positions)]
-    known = [value for value in exact if value is not None]
-    scores = known or [circuit.score(row, column, place) for place in range(circuit.graph.positions)]
-    return abs(sum(scores))
-
-
-def _graph(circuit: Circuit, clean: Trace | None, corrupted: Trace | None) -> EdgeGraph:
-    return circuit.graph if clean is None else circuit.graph.on(clean, corrupted)
-
-
-def _node_mask(circuit: Circuit) -> Tensor:
-    return circuit.mask.any(0, keepdim=True).expand(circuit.mask.shape)
-
-
-def _node_count(circuit: Circuit) -> int:
-    return int(circuit.mask.any(0).sum())
-
-
-def _needs(
-    graph: EdgeGraph, metric: Metric, circuit: Circuit, mask: Tensor, bad: float, gap: float, whole: float
-) -> dict[str, float]:
-    """What faithfulness loses when one edge (or node) of the circuit is taken out."""
-    if circuit.level == "node":
-        units = [(slice(None), *unit) for unit in circuit.mask.any(0).nonzero().tolist()]
-        names = [graph.writers[unit[1]] + (f"@{unit[2]}" if graph.positions > 1 else "") for unit in units]
-    else:
-        listed = circuit.mask.nonzero().tolist()
-        units = [tuple(unit) for unit in listed]
-        names = [graph.edge_name(unit[0], unit[1]) + (f"@{unit[2]}" if graph.positions > 1 else "") for unit in listed]
-    found: dict[str, float] = {}
-    for start in range(0, len(units), 64):
-        masks = mask.clone().repeat(len(units[start : start + 64]), 1, 1, 1)
-        for row, unit in zip(masks, units[start : start + 64], strict=True):
-            row[unit] = False
-        values = (evaluate(graph, metric, masks).mean(1) - bad) / gap
-        found |= {name: whole - float(value) for name, value in zip(names[start:], values, strict=False)}
-    return found
-
-
-def _evidence(
-    faithfulness: Interval,
-    completeness: Interval,
-    minimality: float,
-    null: list[float],
-    p: float,
-    n: int,
-    random: int,
-    units: int,
-) -> list[Evidence]:
-    boot = f"95 % bootstrap interval over {n} examples, 2000 draws" if n > 1 else "one example, so no interval"
-    return [
-        Evidence("faithfulness", *faithfulness, "closer to 1", f"everything outside the circuit corrupted; {boot}"),
-        Evidence("completeness", *completeness, "higher", f"the circuit alone corrupted; {boot}"),
-        Evidence(
-            "minimality", minimality, None, None, "higher",
-            f"share of {units} parts whose removal moves faithfulness by more than 0.01",
-        ),
-        Evidence(
-            "null faithfulness", float(np.mean(null)),
-            float(np.quantile(null, 0.025)), float(np.quantile(null, 0.975)), "lower",
-            f"mean and central 95 % of {random} random connected circuits of the same size",
-        ),
-        Evidence(
-            "null p", p, None, None, "lower",
-            f"share of {random} random circuits at least as close to faithfulness 1, +1 corrected",
-        ),
-    ]  # fmt: skip
-
-
-def _verdict(
-    faithfulness: Interval, completeness: Interval, minimality: float, null: list[float], p: float
-) -> tuple[tuple[Reason, ...], str]:
-    value, low, high = faithfulness
-    within = low is not None and high is not None and low >= 1 - 2 * FAITHFUL and high <= 1 + 2 * FAITHFUL
-    faithful = abs(1 - value) <= FAITHFUL and within
-    spread = (
-        f" [{low:.0%}, {high:.0%}]"
-        if low is not None and high is not None
-        else " (one example: no interval, give more)"
-    )
-    beats = p <= SIGNIFICANT
-    complete = completeness[0] >= COMPLETE
-    minimal = minimality >= NEEDED
-    reasons = (
-        Reason("faithful", faithful, f"the circuit alone keeps {value:.0%} of the behaviour{spread}"),
-        Reason(
-            "beats chance",
-            beats,
-            f"random circuits of its size keep {abs(round(float(np.mean(null)), 3)):.0%} on average; p = {p:.3f}",
-        ),
-        Reason("complete", complete, f"corrupting it removes {completeness[0]:.0%} of the behaviour"),
-        Reason("minimal", minimal, f"{minimality:.0%} of its parts are needed"),
-    )
-    if not (faithful and beats):
-        return reasons, "not supported"
-    return reasons, "supported" if complete and minimal else "partly supported"
-
-
-def _provenance(graph: EdgeGraph, metric: Metric, held_out: bool, seed: int, n: int) -> dict[str, Any]:
+def _provenance(found: Measured, held_out: bool) -> dict[str, Any]:
     from .. import __version__
 
+    net = found.graph.net
     return {
-        "model": graph.net.name,
-        "source": graph.net.source,
-        "fingerprint": graph.net.fingerprint,
-        "metric": {"name": metric.name, **metric.facts},
-        "baseline": graph.baseline,
-        "examples": n,
+        "model": net.name,
+        "source": net.source,
+        "fingerprint": net.fingerprint,
+        "metric": _facts(found.metric),
+        "baseline": found.graph.baseline,
+        "examples": found.n,
         "held_out": held_out,
-        "seed": seed,
+        "seed": found.seed,
         "versions": {"cutaway": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().cpu().numpy()

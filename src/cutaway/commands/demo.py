@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .. import __version__
+from ..formats.writing import write_whole
 from ..report import terminal
 from . import store
 from .verb import Argument, Result, verb
@@ -57,7 +58,7 @@ def demo(
         }
     )
     kept = store.keep_claim(path, facts(net), claim, finding.claim.tensors)
-    report = store.write_page(Path(kept["project"]).with_suffix(".html"), text)
+    report = write_whole(Path(kept["project"]).with_suffix(".html"), text.encode())
     return {
         "model": organism,
         "behaviour": subject.behaviour,

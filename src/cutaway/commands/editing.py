@@ -94,7 +94,7 @@ def _measured(examples: Examples, before: Trace, after: Trace, other: Trace | No
     """The metric before and after, and the share of the behaviour that the edit took away."""
     if examples.correct is None or examples.wrong is None:
         return None
-    metric = examples.metric()
+    metric = examples.metric(before)
     values = [float(metric(run.logits, run.net).detach().mean()) for run in (before, after)]
     reference = float(metric(other.logits, other.net).detach().mean()) if other is not None else None
     gap = values[0] - reference if reference is not None else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import InputError, ProjectError
 from ..report import terminal
 from . import store
-from .looking import NOTHING, Model
+from .looking import Model
 from .progress import report
 from .verb import Argument, Result, declared, verb
 
@@ -15,27 +16,94 @@ if TYPE_CHECKING:
     from ..circuits.circuit import Circuit
     from ..claims.claim import Claim
     from ..run.network import Network
+    from .finding import Finding
     from .subject import Examples
 
 SAME = 1e-4  # figures that are repeated on the same machine agree much better than this
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of one's own, by option or by file."""
+
+    clean: Annotated[list[str], Argument("An input with the behaviour; may be repeated.", shown="TEXT")] = field(
+        default_factory=list
+    )
+    corrupted: Annotated[list[str], Argument("Its counterpart that does not, one for each.", shown="TEXT")] = field(
+        default_factory=list
+    )
+    correct: Annotated[list[str], Argument("The answer to the clean input, one token.", shown="TOKEN")] = field(
+        default_factory=list
+    )
+    wrong: Annotated[list[str], Argument("That to the corrupted input, one token.", shown="TOKEN")] = field(
+        default_factory=list
+    )
+    pairs_file: Annotated[str, Argument("A .json or .jsonl file of such pairs: clean, corrupted, correct, wrong.")] = ""
+
+
+@dataclass(frozen=True)
+class Quest:
+    """What is searched for, and how."""
+
+    level: Annotated[str, Argument("What a circuit is made of.", choices=("edge", "node"))] = "edge"
+    positions: Annotated[bool, Argument("Tell positions apart.")] = False
+    neurons: Annotated[bool, Argument("Tell the neurons of MLPs apart.")] = False
+    search: Annotated[str, Argument("How: refine, top-n, greedy, threshold, acdc, edge-pruning.")] = "refine"
+    scores: Annotated[str, Argument("The scoring method that the search starts from.", shown="METHOD")] = "eap-ig"
+    ablation: Annotated[
+        str,
+        Argument("What is outside carries.", choices=("counterfactual", "zero", "mean", "resample")),
+    ] = "counterfactual"
+    size: Annotated[int, Argument("At most so many edges or nodes; 0: as few as carry the behaviour.", least=0)] = 0
+    limit: Annotated[int, Argument("Forward and backward passes at most; 0: as the search needs.", least=0)] = 0
+
+    def options(self) -> dict[str, Any]:
+        """As `find_circuit` takes them."""
+        return {
+            "level": self.level, "positions": self.positions, "neurons": self.neurons, "search": self.search,
+            "method": self.scores, "baseline": self.ablation, "size": self.size or None,
+            "max_forwards": self.limit or None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a circuit goes."""
+
+    project: Annotated[str, Argument("The project that keeps the claim and its evidence.")] = ""
+    save: Annotated[str, Argument("Write the circuit to this file, as JSON.", shown="FILE")] = ""
+    format: Annotated[str, Argument("How that file is written.", choices=("cutaway", "eap-ig", "neuronpedia"))] = (
+        "cutaway"
+    )
+    plot: Annotated[str, Argument("Draw the tested circuit: a .svg or .png file.", shown="FILE")] = ""
+
+    def check(self) -> None:
+        """Raise before a long job what writing after it would raise."""
+        if self.project:
+            store.check(self.project)
+        if self.plot and not self.plot.lower().endswith((".svg", ".png")):
+            raise InputError(f"--plot is '{self.plot}'; a drawing is written as .svg or .png.")
+
+    def write(self, finding: Finding) -> Result:
+        """Write the circuit and its drawing, where they are asked for; the paths, by option."""
+        from ..circuits.files import save_circuit
+
+        made: Result = {}
+        if self.save:
+            made["saved"] = str(save_circuit(finding.circuit, self.save, self.format))
+        if self.plot:
+            made["plot"] = str(finding.claim.plot().save(self.plot))
+        return made
+
+
 @verb("circuit", show=terminal.circuit, chapter="Explain")
 def circuit(
     model: Model,
-    clean: Annotated[list[str], Argument("An input with the behaviour; may be repeated.", shown="TEXT")] = NOTHING,
-    corrupted: Annotated[list[str], Argument("Its counterpart that does not, one for each.", shown="TEXT")] = NOTHING,
-    correct: Annotated[list[str], Argument("The answer to the clean input, one token.", shown="TOKEN")] = NOTHING,
-    wrong: Annotated[list[str], Argument("That to the corrupted input, one token.", shown="TOKEN")] = NOTHING,
-    pairs_file: Annotated[
-        str, Argument("A .json or .jsonl file of such pairs: clean, corrupted, correct, wrong.")
-    ] = "",
-    level: Annotated[str, Argument("What a circuit is made of.", choices=("edge", "node"))] = "edge",
-    positions: Annotated[bool, Argument("Tell positions apart.")] = False,
-    neurons: Annotated[bool, Argument("Tell the neurons of MLPs apart.")] = False,
+    own: Pairs = Pairs(),
+    quest: Quest = Quest(),
     pairs: Annotated[int, Argument("How many pairs of an organism to search on; as many test.", least=2)] = 64,
     seed: Annotated[int, Argument("Which pairs of an organism to draw.", least=0)] = 0,
-    project: Annotated[str, Argument("The project that keeps the claim and its evidence.")] = "",
+    out: Outputs = Outputs(),
 ) -> Result:
     """Find the circuit behind a behaviour, test it, and keep the claim.
 
@@ -44,12 +112,11 @@ def circuit(
     from .finding import find, shown_pairs, told
     from .subject import behaving, drawn, facts, held_out, open_model, organism_of, suited_threads
 
-    if project:
-        store.check(project)
+    out.check()
     net = open_model(model)
     truth = None
-    if own := _own(net, clean, corrupted, correct, wrong, pairs_file):
-        examples, test = _split(own)
+    if texts := _own(net, own):
+        examples, test = _split(texts)
     elif (organism := organism_of(net)) is not None:
         examples = drawn(behaving(organism.name), pairs, seed)
         test = held_out(organism, examples, pairs, seed)
@@ -58,25 +125,24 @@ def circuit(
         what = "--clean, --corrupted, --correct and --wrong, or --pairs-file"
         raise InputError(f"Nothing to explain in '{net.name}'; give {what}.")
     with suited_threads(net):
-        finding = find(net, examples, test, level=level, positions=positions, neurons=neurons, truth=truth, seed=seed)
+        finding = find(net, examples, test, truth=truth, seed=seed, **quest.options())
     claim = store.stored_form(finding.claim)
     result = {"model": model, "facts": facts(net), "pairs": shown_pairs(net, examples, 2), **told(claim)}
-    if project:
-        result |= store.keep_claim(project, facts(net), claim, finding.claim.tensors)
-    return result
+    if out.project:
+        result |= store.keep_claim(out.project, facts(net), claim, finding.claim.tensors)
+    return result | out.write(finding)
 
 
-def _own(
-    net: Network, clean: list[str], corrupted: list[str], correct: list[str], wrong: list[str], pairs_file: str
-) -> Examples | None:
+def _own(net: Network, own: Pairs) -> Examples | None:
     """The pairs that were given, by option or by file; None when there are none."""
     from .texts import Texts, read_pairs
 
-    if pairs_file and clean:
+    if own.pairs_file and own.clean:
         raise InputError("Pairs are given both by --pairs-file and by --clean; give one or the other.")
-    if not (pairs_file or clean or corrupted or correct or wrong):
+    if own == Pairs():
         return None
-    texts = read_pairs(pairs_file) if pairs_file else Texts(clean, corrupted, correct, wrong)
+    listed = Texts(own.clean, own.corrupted, own.correct, own.wrong)
+    texts = read_pairs(own.pairs_file) if own.pairs_file else listed
     if missing := [f"--{name}" for name in ("clean", "corrupted", "correct", "wrong") if not getattr(texts, name)]:
         raise InputError(f"A behaviour needs both inputs and both answers; {' and '.join(missing)} is missing.")
     return texts.examples(net)
@@ -97,9 +163,11 @@ def verify(
     claim: Annotated[str, Argument("A claim's id or how it begins; the newest when left out.", positional=True)] = "",
     pairs: Annotated[int, Argument("Test on so many fresh pairs instead (organisms only).", least=0)] = 0,
     seed: Annotated[int, Argument("Which fresh pairs to draw.", least=0)] = 1,
+    thorough: Annotated[bool, Argument("Also draw curves, resample, and test every part (takes longer).")] = False,
+    alternatives: Annotated[int, Argument("Look for so many other circuits, too.", least=0)] = 0,
 ) -> Result:
     """Test a kept claim again, on the inputs it was tested on or on fresh ones, and keep what came out."""
-    from ..claims.repeat import rebuild
+    from ..claims.repeat import options, rebuild
     from ..project import Project
     from .finding import told
     from .subject import facts, open_model, organism_of, suited_threads
@@ -113,7 +181,9 @@ def verify(
         raise InputError(f"'{net.name}' is no organism, so no fresh pairs can be drawn; leave --pairs out.")
     with suited_threads(net):
         found = rebuild(net, stored, arrays)
-        again = _test(net, found, stored, pairs, seed)
+        asked = options(net, stored, arrays)
+        asked |= {"thorough": thorough or asked["thorough"], "alternatives": alternatives or asked["alternatives"]}
+        again = _test(net, found, asked, pairs, seed)
     result = told(store.stored_form(again))
     figures = _compared(stored["evidence"], result["evidence"])
     told_again: dict[str, Any] = {
@@ -127,6 +197,7 @@ def verify(
     record = {**told_again, "verdict": again.verdict, "examples": result["examples"], "versions": versions}
     # Spelled with the whole id, so that the same test is the same record however the claim was named.
     words = {"project": project, "claim": stored["id"], "pairs": pairs, "seed": seed}
+    words |= {"thorough": thorough, "alternatives": alternatives}
     command = declared()["verify"].spelled(words)
     kept = store.keep_record(project, facts(net), "verification", record, {}, command)
     return {"model": net.name, "facts": facts(net), **told_again, **kept, **result}
@@ -138,21 +209,19 @@ def _newest(claims: list[dict[str, Any]], project: str) -> str:
     return str(claims[-1]["id"])
 
 
-def _test(net: Network, found: Circuit, stored: dict[str, Any], pairs: int, seed: int) -> Claim:
-    """The stored test again, or the same test on fresh pairs.
+def _test(net: Network, found: Circuit, asked: dict[str, Any], pairs: int, seed: int) -> Claim:
+    """The stored test again with the options `asked`, or the same test on fresh pairs.
 
     The comparison with a truth is no part of it: that ranks the scores of the search, which is not repeated here.
     """
     from ..claims.verify import verify as test
     from .subject import behaving, drawn, runs
 
-    provenance, random = stored["provenance"], len(stored["details"]["null"])
     if pairs:
         fresh = drawn(behaving(net.name), pairs, seed)
-        return test(found, *runs(net, fresh), fresh.metric(), random=random, seed=seed, progress=report)
-    # Handing the stored runs over as held-out ones says of the repetition what was true of the test.
-    given = (found.graph.clean_trace, found.graph.corrupted_trace) if provenance["held_out"] else (None, None)
-    return test(found, *given, random=random, seed=provenance["seed"], progress=report)
+        again = runs(net, fresh)
+        asked |= dict(zip(("clean", "corrupted"), again, strict=True)) | {"metric": fresh.metric(again[0]), "seed": seed}
+    return test(found, **asked, progress=report)
 
 
 def _compared(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,6 +230,7 @@ def _compared(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[d
     rows = []
     for row in now:
         was, now = old.get(row["name"]), row["value"]
-        agrees = was == now or (was is not None and now is not None and abs(was - now) <= SAME * max(1.0, abs(was)))
+        new = row["name"] not in old  # asked for this time only
+        agrees = new or was == now or (was is not None and now is not None and abs(was - now) <= SAME * max(1.0, abs(was)))
         rows.append({key: row[key] for key in ("name", "low", "high")} | {"was": was, "now": now, "agrees": agrees})
     return rows

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..circuits.circuit import Circuit
 from ..circuits.search import find_circuit
 from ..claims.claim import Claim
 from ..claims.verify import verify
@@ -13,7 +14,7 @@ from ..organisms.organism import Truth
 from ..run.network import Network
 from ..run.trace import Trace
 from .progress import report
-from .subject import Examples, answer_names, answer_text, in_words, runs
+from .subject import Examples, answer_names, answer_text, in_words, outputs_text, runs
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Finding:
 
     clean: Trace
     corrupted: Trace
+    circuit: Circuit
     claim: Claim
 
 
@@ -30,21 +32,21 @@ def find(
     examples: Examples,
     test: Examples | None,
     *,
-    level: str = "edge",
-    positions: bool = False,
-    neurons: bool = False,
     truth: Truth | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> Finding:
-    """The circuit of the behaviour in `examples`, tested on `test`, or on the same examples if there is no other."""
+    """The circuit of the behaviour in `examples`, tested on `test`, or on the same examples if there is no other.
+
+    `options` are those of `find_circuit`.
+    """
     clean, corrupted = runs(net, examples)
-    circuit = find_circuit(
-        clean, corrupted, examples.metric(), level=level, positions=positions, neurons=neurons, progress=report
-    )
-    fresh = (*runs(net, test), test.metric()) if test is not None else (None, None, None)
+    circuit = find_circuit(clean, corrupted, examples.metric(clean), progress=report, **options)
+    fresh: tuple[Any, ...] = runs(net, test) if test is not None else (None, None)
+    fresh = (*fresh, test.metric(fresh[0]) if test is not None else None)
     known, unseen = (truth.edges, truth.unseen) if truth is not None else (None, ())
     claim = verify(circuit, *fresh, truth=known, unseen=unseen, seed=seed, progress=report)
-    return Finding(clean, corrupted, claim)
+    return Finding(clean, corrupted, circuit, claim)
 
 
 def told(claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,6 +82,9 @@ def shown_pairs(net: Network, examples: Examples, count: int) -> list[dict[str, 
     some = examples.rows(range(min(count, len(examples))))
     names = answer_names(net)
     words = (in_words(net, some.clean), in_words(net, some.corrupted))
-    answers = ([answer_text(net, one, names) for one in part] for part in (some.correct, some.wrong))
+    if some.correct is None:
+        answers = [outputs_text(net, part, names) for part in (some.clean, some.corrupted)]
+    else:
+        answers = [[answer_text(net, one, names) for one in part] for part in (some.correct, some.wrong)]
     keys = ("clean", "corrupted", "correct", "wrong")
     return [dict(zip(keys, row, strict=True)) for row in zip(*words, *answers, strict=True)]

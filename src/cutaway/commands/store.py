@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ProjectError, ResourceError
+from ..errors import ProjectError
 from ..project import Project
 from .verb import running
 
@@ -63,16 +63,3 @@ def keep_record(
     with Project(path) as project:
         project.add_model(facts["fingerprint"], facts)
         return {"project": str(project.path), "record": project.add_record(kind, body, tensors)}
-
-
-def write_page(path: Path, text: str) -> Path:
-    """Write a page whole or not at all. Raises ResourceError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ResourceError(f"The report cannot be written to {path}: {error.strerror or error}.") from error
-    return path

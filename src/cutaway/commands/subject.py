@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import organisms
-from ..attribution.metric import Metric, at_position, logit_difference
+from ..attribution.metric import Metric, at_position, logit_difference, output_distance
 from ..errors import InputError, ModelError
 from ..lift import lift
 from ..run.network import Network
-from ..run.opening import open_network
+from ..run.opening import open_network, organism_named
 from ..run.trace import Trace
 from .verb import near
 
@@ -41,8 +41,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def metric(self) -> Metric:
-        """How far the correct answer is ahead of the wrong one."""
+    def metric(self, clean: Trace) -> Metric:
+        """How far the correct answer is ahead of the wrong one, or how near the whole output is to the clean run's."""
+        if self.correct is None:
+            return output_distance(clean)
         return logit_difference(self.correct, self.wrong, position=self.position)
 
     def rows(self, chosen: Sequence[int]) -> Examples:
@@ -54,7 +56,9 @@ class Examples:
 
 
 def _rows(part: Any, chosen: Sequence[int]) -> Any:
-    return part[torch.tensor(chosen, dtype=torch.long)] if isinstance(part, Tensor) else [part[row] for row in chosen]
+    if part is None or not isinstance(part, Tensor):
+        return part and [part[row] for row in chosen]
+    return part[torch.tensor(chosen, dtype=torch.long)]
 
 
 @contextmanager
@@ -77,7 +81,7 @@ def open_model(model: str) -> Network:
         raise ModelError(
             "The claim is about a module made in Python, which only Python can open; use cutaway.verify there."
         )
-    if "/" not in model and not Path(model).exists() and model not in organisms.names():
+    if "/" not in model and not Path(model).exists() and not organisms.is_name(model):
         # A hub would be asked next, which takes long where there is no connection; a slip of the pen needs no hub.
         if difflib.get_close_matches(model, organisms.names(), n=1, cutoff=0.75):
             raise ModelError(f"No organism, folder or model is called '{model}'{near(model, organisms.names())}")
@@ -93,9 +97,9 @@ def organism_of(net: Network) -> organisms.Organism | None:
 
 def behaving(name: str) -> organisms.Organism:
     """The organism `name`. Raises InputError when there is none, or when it shows no behaviour to explain."""
-    if name not in organisms.names():
+    if not organisms.is_name(name):
         raise InputError(f"No organism is called '{name}'{near(name, organisms.names())}")
-    organism = organisms.load(name)
+    organism = organism_named(name)
     if organism.behaviour is None:
         others = ", ".join(other for other in organisms.names() if organisms.load(other).behaviour)
         raise InputError(f"'{name}' decides nothing, so there is no behaviour to explain; choose {others}.")
@@ -167,6 +171,18 @@ def answer_text(net: Network, answer: Any, names: list[str] | None) -> str:
     if names is not None and place < len(names):
         return names[place]
     return net.token_text(place)
+
+
+def outputs_text(net: Network, inputs: Any, names: list[str] | None) -> list[str]:
+    """The whole output on each input: at every position the strongest answer ('.' where none is), or the number."""
+    said = []
+    for row in net.record(inputs).logits.detach():
+        if row.shape[-1] == 1:
+            said.append(" ".join(f"{float(number):.3g}" for number in row[:, 0]))
+        else:
+            best = [(float(scores.max()), int(scores.argmax())) for scores in row]
+            said.append(" ".join(answer_text(net, place, names) if most > 0 else "." for most, place in best))
+    return said
 
 
 def top(net: Network, output: Tensor, count: int = 5, position: int = -1) -> list[list[dict[str, Any]]]:

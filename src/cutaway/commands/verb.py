@@ -4,6 +4,8 @@
     def rename(project: Annotated[str, Argument("The project.", positional=True)], ...) -> dict[str, Any]:
         "Give a site a name."
 
+A parameter whose type is a dataclass stands for its fields: options that belong together and always have defaults.
+
 The command line, `--json`, HTTP and the documentation read this declaration; none of them keeps a list of its own.
 """
 
@@ -14,7 +16,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
@@ -69,13 +71,22 @@ class Verb:
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters in the order of the signature."""
         hints = get_type_hints(self.run, include_extras=True)
-        found = []
+        found: list[Parameter] = []
         for name, parameter in inspect.signature(self.run).parameters.items():
-            if get_origin(hints[name]) is not Annotated:
-                raise TypeError(f"{self.name}: parameter {name} has no Argument")
-            kind, about = get_args(hints[name])
-            found.append(Parameter(name, kind, parameter.default, about))
+            if is_dataclass(hints[name]):
+                found += _fields(self.name, hints[name])
+            else:
+                found.append(_parameter(self.name, name, hints[name], parameter.default))
         return tuple(found)
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values as `run` takes them: those of a group together, as that group."""
+        made, hints = dict(given), get_type_hints(self.run)
+        for name in inspect.signature(self.run).parameters:
+            if is_dataclass(group := hints[name]):
+                names = [part.name for part in fields(group) if part.name in made]
+                made[name] = group(**{part: made.pop(part) for part in names})
+        return made
 
     def __call__(self, values: Mapping[str, Any]) -> Result:
         """Run with these values; parameters left out, or None, take their defaults. Raises InputError for bad ones."""
@@ -90,7 +101,7 @@ class Verb:
                 raise InputError(f"'{self.name}' needs {parameter.option}: {parameter.about.help}")
         token = _running.set(self.spelled(given))
         try:
-            return self.run(**given)
+            return self.run(**self.arguments(given))
         finally:
             _running.reset(token)
 
@@ -105,6 +116,22 @@ class Verb:
                 words += [] if parameter.about.positional else [parameter.option]
                 words += [] if item is True else [shlex.quote(str(item))]
         return " ".join(words)
+
+
+def _parameter(verb: str, name: str, hint: Any, default: Any) -> Parameter:
+    if get_origin(hint) is not Annotated:
+        raise TypeError(f"{verb}: parameter {name} has no Argument")
+    kind, about = get_args(hint)
+    return Parameter(name, kind, default, about)
+
+
+def _fields(verb: str, group: type) -> list[Parameter]:
+    """The parameters that a group stands for: the fields of a dataclass, each with its Argument."""
+    hints = get_type_hints(group, include_extras=True)
+    made = [part.default if part.default is not MISSING else part.default_factory() for part in fields(group)]
+    return [
+        _parameter(verb, part.name, hints[part.name], value) for part, value in zip(fields(group), made, strict=True)
+    ]
 
 
 def running() -> str:

@@ -176,14 +176,21 @@ class Frozen:
         if "max_pool" in op.name:
             part: Callable[[Tensor], Tensor] = lambda x: _tangent(alone, at, x)  # noqa: E731
         else:
-            given = arguments(call, args, kwargs)
-            part = _centred(sort_name(op), given, at, self.unit) or _scaled(alone, at, given, self.unit)
+            part = linear_norm(sort_name(op), alone, at, arguments(call, args, kwargs), self.unit)
         func = (lambda x: (part(x), *found[1:])) if len(call.results) > 1 else part
         return replace(call, func=func, args=(Ref(source),), kwargs={}, slots=[(0, source)], written=(), rng=None)
 
     def _value(self, value: int) -> Tensor:
         found = self.values.get(value)
         return found if found is not None else self.flow.tape.leaves[value].detach()
+
+
+def linear_norm(
+    name: str, norm: Callable[[Tensor], Tensor], at: Tensor, given: dict[str, Any], unit: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """The affine part of a norm in one call, its scale as it is at a value, or 1 if `unit`; `given` are its arguments
+    by name."""
+    return _centred(name, given, at, unit) or _scaled(norm, at, given, unit)
 
 
 def _tangent(func: Callable[[Tensor], Tensor], at: Tensor, x: Tensor) -> Tensor:

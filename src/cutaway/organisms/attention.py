@@ -1,4 +1,4 @@
-"""Causal self-attention, and masks that say which residual subspaces each head may read and write."""
+"""Self-attention, and masks that say which residual subspaces each head may read and write."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 Spaces = dict[str, slice]
 
 
-class CausalAttention(nn.Module):
-    """Multi-head causal self-attention without biases, (n, positions, width) -> (n, positions, width)."""
+class Attention(nn.Module):
+    """Multi-head self-attention without biases, (n, positions, width) -> (n, positions, width)."""
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        self.heads, self.head_width, self.causal = heads, head_width, causal
         self.query = nn.Linear(width, heads * head_width, bias=False)
         self.key = nn.Linear(width, heads * head_width, bias=False)
         self.value = nn.Linear(width, heads * head_width, bias=False)
@@ -28,11 +28,16 @@ class CausalAttention(nn.Module):
             project(x).view(n, positions, self.heads, self.head_width).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_width)
-        future = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
-        pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
+        pattern = self.hide(q @ k.transpose(-1, -2) / math.sqrt(self.head_width)).softmax(-1)
         written: Tensor = self.out((pattern @ v).transpose(1, 2).reshape(n, positions, -1))
         return written
+
+    def hide(self, scores: Tensor) -> Tensor:
+        """Scores (..., queries, keys) without those of later keys, if this attention is causal."""
+        if not self.causal:
+            return scores
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return scores.masked_fill(future, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def indicator(spaces: Spaces, width: int, names: tuple[str, ...]) -> Tensor:
 
 
 def attention_masks(prefix: str, heads: list[Head], head_width: int, spaces: Spaces, width: int) -> dict[str, Tensor]:
-    """Masks for the four projections of one CausalAttention at `prefix`, from what each head may touch."""
+    """Masks for the four projections of one Attention at `prefix`, from what each head may touch."""
     rows: dict[str, list[Tensor]] = {"query": [], "key": [], "value": [], "out": []}
     for head in heads:
         for port, kept in rows.items():

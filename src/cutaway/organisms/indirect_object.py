@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CausalAttention, Head, attention_masks, indicator, subspaces
+from .attention import Attention, Head, attention_masks, indicator, subspaces
 from .organism import Pairs
 from .training import Masks, Recipe, Schedule
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(WIDTH, eps=EPSILON), nn.RMSNorm(WIDTH, eps=EPSILON)
-        self.attention = CausalAttention(WIDTH, HEADS, HEAD_WIDTH)
+        self.attention = Attention(WIDTH, HEADS, HEAD_WIDTH)
         self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:

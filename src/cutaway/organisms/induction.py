@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CausalAttention, Head, attention_masks, indicator, subspaces
+from .attention import Attention, Head, attention_masks, indicator, subspaces
 from .organism import Pairs
 from .training import Masks, Recipe, Schedule
 
@@ -35,7 +35,7 @@ class InductionNet(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(len(VOCABULARY), WIDTH)
         self.pos_embed = nn.Embedding(LENGTH, WIDTH)
-        self.layers = nn.ModuleList(CausalAttention(WIDTH, HEADS, HEAD_WIDTH) for _ in PLAN)
+        self.layers = nn.ModuleList(Attention(WIDTH, HEADS, HEAD_WIDTH) for _ in PLAN)
         self.unembed = nn.Linear(WIDTH, len(VOCABULARY), bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,13 +18,14 @@ class Pairs:
     """Clean and corrupted inputs that differ in the one thing the behaviour depends on.
 
     `clean` and `corrupted` have the same shape, first axis n. `correct` and `wrong` are int64 of shape (n,): indices
-    into the outputs. With `position` p the outputs are `model(x)[:, p, :]`; with None they are `model(x)`.
+    into the outputs. With `position` p the outputs are `model(x)[:, p, :]`; with None they are `model(x)`. Where they
+    are None the behaviour is the whole output, to be compared with that on the clean inputs.
     """
 
     clean: Tensor
     corrupted: Tensor
-    correct: Tensor
-    wrong: Tensor
+    correct: Tensor | None
+    wrong: Tensor | None
     position: int | None
 
 
@@ -44,7 +45,10 @@ class Truth:
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """Edges that replacing clean by corrupted values does not show: it costs under 1 % of the logit difference."""
+        """Edges that replacing clean by corrupted values does not show: it costs under 1 % of the logit difference, or
+        what they carry is known to be the same in both."""
+        if "unseen" in self.figures:
+            return tuple(self.figures["unseen"])
         least = 0.01 * self.figures["logit_difference"]
         return tuple(edge for edge in self.edges if self.figures["edge_effects"][edge]["resample"] < least)
 

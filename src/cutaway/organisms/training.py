@@ -21,12 +21,16 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; the learning rate warms up over 5 % of the steps and falls to zero."""
+    """How long and how fast to train; the learning rate warms up over 5 % of the steps and falls to zero.
+
+    The weights are rounded to `stored` at the end, so that those in a file are the very ones that were trained.
+    """
 
     steps: int
     batch: int
     rate: float
     decay: float = 0.0
+    stored: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Recipe:
     description: str
     build: Callable[[], nn.Module]
     masks: Callable[[nn.Module], Masks]
-    examples: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-    score: tuple[Callable[[nn.Module, Tensor, Tensor], Tensor], Callable[[nn.Module, Tensor, Tensor], dict[str, float]]]
+    examples: Callable[[int, torch.Generator], tuple[Any, Tensor]]
+    score: tuple[Callable[[nn.Module, Any, Tensor], Tensor], Callable[[nn.Module, Any, Tensor], dict[str, float]]]
     pairs: Callable[[int, int], Pairs] | None
     schedule: Schedule
 
@@ -94,7 +98,7 @@ def fit(recipe: Recipe, seed: int, steps: int | None, progress: Progress | None)
         apply_masks(module, masks)
         if progress is not None and (step + 1) % 100 == 0:
             progress(step + 1, total, loss.item())
-    module.eval()
+    module.to(plan.stored).float().eval()
     return module, {"loss": loss.item(), "steps": total, "seed": seed, **measure(recipe, module, seed + 2)}
 
 
@@ -107,6 +111,7 @@ def measure(recipe: Recipe, module: nn.Module, seed: int, n: int = 500) -> dict[
         if recipe.pairs is None:
             return found
         pairs = recipe.pairs(n, seed)
+        assert pairs.correct is not None, "a trained organism decides between two outputs"
         clean, corrupted = (outputs_at(module(x), pairs.position) for x in (pairs.clean, pairs.corrupted))
         best = clean[:, : recipe.behaviour_outputs].argmax(1)
         return {
@@ -124,5 +129,6 @@ def outputs_at(outputs: Tensor, position: int | None) -> Tensor:
 
 def difference(outputs: Tensor, pairs: Pairs) -> Tensor:
     """Mean of correct minus wrong over (n, outputs) rows."""
+    assert pairs.correct is not None and pairs.wrong is not None
     gap = outputs.gather(1, pairs.correct[:, None]) - outputs.gather(1, pairs.wrong[:, None])
     return gap.mean()

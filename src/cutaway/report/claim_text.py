@@ -14,6 +14,11 @@ from .layout import Data, bar, figure, grid, heading, indent, more
 
 MOST_EDGES = 48
 COLOURS = {"supported": "green", "partly supported": "yellow", "not supported": "red"}
+# By whether a check passed and whether the verdict depends on it.
+SIGNS = {
+    (True, True): ("✓", "green"), (True, False): ("✓", "green"),
+    (False, True): ("✗", "red"), (False, False): ("!", "yellow"),
+}  # fmt: skip
 ARROWS = {"higher": "▲ higher", "lower": "▼ lower", "closer to 1": "◆ near 1"}
 
 
@@ -122,7 +127,8 @@ def verdict(told: Data) -> RenderableType:
     body = Text()
     body.append(told["statement"], style="bold")
     for reason in told["reasons"]:
-        body.append("\n✓ " if reason["passed"] else "\n✗ ", style=f"bold {'green' if reason['passed'] else 'red'}")
+        sign, tone = SIGNS[reason["passed"], reason.get("counts", True)]
+        body.append(f"\n{sign} ", style=f"bold {tone}")
         body.append(f"{reason['check']:<13} {reason['text']}")
     tested = (
         "that the search did not see" if told["held_out"] else "that the search saw too: this is no independent test"

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..drawing import charts
+from ..drawing.graph import draw, effect
+from ..drawing.svg import figure, finite, places, rules, visible
 from ..errors import InputError
-from . import charts
-from .graph import draw, effect
 from .repeat import lines
-from .svg import figure, finite, places, visible
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,11 +48,14 @@ def page(data: Mapping[str, Any]) -> str:
         reasons=_rows(claim.get("reasons")),
         evidence=_evidence(_rows(claim.get("evidence"))),
         drawing=asdict(drawing) | {"twofold": any(effect(row) < 0 for row in _rows(circuit.get("edges")))},
+        drawn_by=Markup(rules()),
         drawings={name: Markup(svg) for name, svg in drawings.items()},
         edges=_edges(circuit, details),
         nodes=_nodes(circuit, details),
         circuit=circuit,
         levels=_ends(details),
+        spread=_mapping(details.get("examples")),
+        curve=_rows(_mapping(details.get("curve")).get("rows")),
         metric=_mapping(circuit.get("metric")).get("name"),
         truth=_mapping(details.get("truth")),
         examples=_examples(data.get("examples")),
@@ -138,7 +141,7 @@ def _charts(claim: Mapping[str, Any], circuit: Mapping[str, Any], details: Mappi
             example,
             name="examples",
             title="Faithfulness of each example",
-            axis="share of the mean behaviour kept",
+            axis="1 minus shortfall, in mean behaviours",
             counted="examples",
             marks=[("mean", faithfulness)],
         ),

@@ -11,7 +11,7 @@ def lines(claim: Mapping[str, Any]) -> dict[str, str]:
 
     What is not known here, the project's folder and perhaps the claim's id, stands in capitals.
     """
-    provenance, details = claim.get("provenance") or {}, claim.get("details") or {}
+    provenance = claim.get("provenance") or {}
     key = str(claim.get("id") or "CLAIM")
     kind, colon, rest = str(provenance.get("source") or "").partition(":")
     if colon and kind in ("organism", "folder", "hub"):
@@ -19,15 +19,15 @@ def lines(claim: Mapping[str, Any]) -> dict[str, str]:
     else:
         name = str(provenance.get("model") or "network")
         opened = f"net = cw.open(module, name={name!r})  # the module that the claim is about"
-    given = f"random={len(details.get('null') or [])}, seed={provenance.get('seed', 0)}"
     python = f"""\
 import cutaway as cw
-from cutaway.claims.repeat import rebuild
+from cutaway.claims.repeat import options, rebuild
 
 {opened}
 with cw.Project("PROJECT.cutaway") as project:
-    circuit = rebuild(net, project.claim({key!r}), project.tensors({key!r}))
-print(cw.verify(circuit, {given}))
+    claim, arrays = project.claim({key!r}), project.tensors({key!r})
+    circuit = rebuild(net, claim, arrays)
+    print(cw.verify(circuit, **options(net, claim, arrays)))
 """
     if not (colon and kind in ("organism", "folder", "hub")):
         return {"Python": python}  # a command line cannot open a module made in Python

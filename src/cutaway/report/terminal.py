@@ -51,7 +51,8 @@ def circuit(result: Data) -> RenderableType:
         if "project" in result
         else "not kept; name a project with --project"
     )
-    return Group(network(result["facts"]), *behaviour(result), *claimed(result), heading("Kept", kept))
+    written = [heading(title, result[key]) for title, key in (("Saved", "saved"), ("Drawn", "plot")) if key in result]
+    return Group(network(result["facts"]), *behaviour(result), *claimed(result), heading("Kept", kept), *written)
 
 
 def verified(result: Data) -> RenderableType:

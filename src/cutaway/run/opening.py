@@ -98,8 +98,8 @@ def open_network(
         hint = _UNPACKED.get(type(what).__name__, "give a module, a folder, a hub id or an organism's name")
         raise ModelError(f"Cannot open a {type(what).__name__}; {hint}.")
     text = os.fspath(what)
-    if text in organisms.names():
-        organism = organisms.load(text)
+    if organisms.is_name(text):
+        organism = organism_named(text)
         words = Vocabulary(organism.vocabulary) if organism.vocabulary else None
         return Network(organism.module, name=text, source=f"organism:{text}", tokenizer=words, lifter=lifter)
     if os.path.isfile(text):
@@ -108,6 +108,14 @@ def open_network(
         net = _hugging_face(text, lifter, _tokenizer(tokenizer), name, trust_remote_code)
     net.processor = processor
     return net
+
+
+def organism_named(name: str) -> organisms.Organism:
+    """The organism of a name. Raises ModelError for a program to be compiled that does not exist or does not fit."""
+    try:
+        return organisms.load(name)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"There is no organism '{name}': {error.args[0]}.") from None
 
 
 # What holds a network without being one, to how it is taken out.

@@ -18,15 +18,25 @@ BINS = 24
 Scale = Callable[[float], float]
 
 
-def curve(points: Sequence[Sequence[Any]], *, chosen: tuple[int, Any], target: Any, unit: str = "edges") -> str:
+def curve(
+    points: Sequence[Sequence[Any]],
+    *,
+    chosen: tuple[int, Any],
+    target: Any,
+    unit: str = "edges",
+    control: tuple[Any, Any] = (None, None),
+) -> str:
     """Faithfulness over circuit sizes. points: [size, faithfulness]; `chosen`: the circuit itself, after pruning;
-    `target`: the faithfulness that was aimed at, so that within 1 - target of 1 is the band shown."""
+    `target`: the faithfulness that was aimed at, so that within 1 - target of 1 is the band shown; `control`: the
+    lowest and highest faithfulness of random circuits of the chosen size."""
     known = [(float(size), value) for size, raw in points if (value := finite(raw)) is not None and size >= 1]
     if not known:
         return ""
     size, reached = chosen[0], finite(chosen[1])
     sizes = [x for x, _ in known] + ([size] if size >= 1 and reached is not None else [])
     values = [y for _, y in known] + ([reached] if reached is not None else [])
+    under, over = (finite(end) for end in control)
+    values += [end for end in (under, over) if end is not None]
     title = f"Faithfulness by number of {unit}"
     root = canvas(WIDTH, HEIGHT, name="curve", title=title, description=_told(known, unit))
     logarithmic = max(sizes) / min(sizes) > 30
@@ -39,6 +49,10 @@ def curve(points: Sequence[Sequence[Any]], *, chosen: tuple[int, Any], target: A
     _rules(root, up, ticks(min(0.0, *values), max(1.1, *values), 5))
     add(root, "line", "one", x1=LEFT, x2=WIDTH - RIGHT, y1=up(1), y2=up(1))
     _below(root, across, _sizes(min(sizes), max(sizes), logarithmic), f"{unit} kept, in order of effect", "{:,.0f}")
+    if under is not None and over is not None and size >= 1:
+        x = across(size)
+        bar = add(root, "line", "control", x1=x, x2=x, y1=up(under) + 1, y2=up(over) - 1)
+        add(bar, "title", text=f"random circuits of {size} {unit}: {figure(under)} to {figure(over)}")
     add(root, "polyline", "path", points=" ".join(f"{across(x):.2f},{up(y):.2f}" for x, y in known))
     for x, y in known:
         dot = add(root, "circle", "dot", cx=across(x), cy=up(y), r=2.6)

@@ -17,6 +17,7 @@ ROUTED = 48  # so many of the strongest edges get places of their own in the row
 SWEEPS = 12
 _UNIT = re.compile(r"^(?P<block>.+)\.(?P<unit>(?:h|n|c|u|kv)\d+)$")
 _LAYER = re.compile(r"^L(\d{1,6})\.")
+_SPOT = re.compile(r"@(\d{1,9})$")
 
 
 @dataclass
@@ -52,12 +53,16 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows from the bottom up: their labels, the nodes by name, and the places that each forward arrow passes."""
+    """Rows from the bottom up: their labels, the nodes by name, and the places that each forward arrow passes.
+
+    `columns` are the middles of positions, where nodes stand apart by position.
+    """
 
     labels: tuple[str, ...]
     nodes: dict[str, Place]
     passes: dict[Arrow, tuple[Place, ...]]
     width: float
+    columns: dict[int, float] = field(default_factory=dict)
 
 
 def port_width(port: str) -> float:
@@ -66,7 +71,11 @@ def port_width(port: str) -> float:
 
 
 def split(name: str) -> tuple[str, str]:
-    """A node's block and its own part of the name: "L0.attn.h3" is ("L0.attn", "h3"), "L2.mlp" is ("L2.mlp", "mlp")."""
+    """A node's block and its own part of the name: "L0.attn.h3" is ("L0.attn", "h3"), "L2.mlp" is ("L2.mlp", "mlp").
+
+    The position of "L0.attn.h3@5" is part of neither.
+    """
+    name = _SPOT.sub("", name)
     if found := _UNIT.match(name):
         return found["block"], found["unit"]
     return name, name.rpartition(".")[2] if _LAYER.match(name) else name
@@ -78,8 +87,11 @@ def reads(reader: str, known: Iterable[str]) -> tuple[str, str]:
     return (reader, "") if not dot or reader in known else (node, port)
 
 
-def lay_out(arrows: Sequence[Arrow], order: Sequence[str]) -> Layout:
-    """Places for the nodes of arrows, strongest first. `order`: nodes in order of execution, as far as it is known."""
+def lay_out(arrows: Sequence[Arrow], order: Sequence[str], by_position: bool = False) -> Layout:
+    """Places for the nodes of arrows, strongest first. `order`: nodes in order of execution, as far as it is known.
+
+    With `by_position` a node "NAME@5" stands in the column of position 5.
+    """
     names = list(dict.fromkeys([*order, *(end for arrow in arrows for end in (arrow.writer, arrow.node))]))
     labels, row_of = _rows(arrows, names, set(order))
     nodes = {name: Place(name, row_of[name], 0.0) for name in names}
@@ -99,6 +111,9 @@ def lay_out(arrows: Sequence[Arrow], order: Sequence[str]) -> Layout:
     for place in nodes.values():
         rows[place.row].append(place)
         place.room += 30.0 if place.row in arched else 0.0
+    if by_position:
+        width, columns = _in_columns(rows)
+        return Layout(labels, nodes, dict.fromkeys(arrows, ()), width, columns)
     passes = _passes(arrows, nodes, rows)
     links = _links(arrows, nodes, passes)
     _order(rows, links)
@@ -209,6 +224,26 @@ def _coordinates(rows: list[list[Place]], links: dict[int, list[tuple[Place, flo
     for place in places:
         place.x -= left
     return max((place.x + place.width / 2 + place.room for place in places), default=0.0)
+
+
+def _in_columns(rows: list[list[Place]]) -> tuple[float, dict[int, float]]:
+    """Set every x so that each position has a column; the width of all, and the middle of each column."""
+    held: dict[int, dict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
+    for row, places in enumerate(rows):
+        for place in places:
+            held[int(found[1]) if (found := _SPOT.search(place.node)) else -1][row].append(place)
+    left, columns = 0.0, {}
+    for spot in sorted(held):
+        widths = [sum(place.width + place.room + GAP for place in places) for places in held[spot].values()]
+        whole = max([*widths, 62.0])
+        columns[spot] = left + whole / 2
+        for places, own in zip(held[spot].values(), widths, strict=True):
+            x = columns[spot] - own / 2
+            for place in places:
+                place.x = x + (place.width + GAP) / 2
+                x += place.width + place.room + GAP
+        left += whole
+    return left, columns
 
 
 def _settle(row: list[Place], wanted: list[float], weights: list[float]) -> None:

@@ -1,18 +1,27 @@
 """Inline SVG with a title and a description, and numbers as people read them.
 
 Elements are built as a tree (`xml.etree`), so every text and attribute is escaped by construction. Colours are classes
-that the page's style sheet defines, so one drawing serves light and dark.
+that `drawings.css` defines in terms of a page's palette, so one drawing serves light and dark; a drawing by itself
+(`plot.py`) brings its own.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
+from functools import cache
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 MINUS = "\N{MINUS SIGN}"
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, direction marks, lone surrogates: never sent raw
+
+
+@cache
+def rules() -> str:
+    """The style rules of all drawings, for a page that defines the palette."""
+    return (Path(__file__).parent / "drawings.css").read_text(encoding="utf-8")
 
 
 def canvas(width: float, height: float, *, name: str, title: str, description: str, kind: str = "chart") -> Element:

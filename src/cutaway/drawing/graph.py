@@ -58,23 +58,27 @@ class _Sheet:
         return max(0.9, WIDEST * abs(arrow.effect) / self.largest)
 
 
-def draw(circuit: Mapping[str, Any]) -> Drawing:
+def draw(circuit: Mapping[str, Any], *, by_position: bool = False, tokens: Sequence[str] = ()) -> Drawing:
     """The drawing of a circuit (as `Circuit.to_dict` gives it).
 
     An edge at several positions is drawn once, as wide as the strongest of them. The strongest 400 edges are drawn and
     the strongest 12 labelled. A circuit of nodes is drawn with the edges among its nodes only.
+
+    With `by_position` a node is drawn at each position that it writes at, in columns that `tokens` name; an edge then
+    ends where its reader's node next writes.
     """
     nodes = [str(name) for name in circuit.get("nodes") or []]
-    merged = _merged(circuit.get("edges") or [], nodes)
+    merged = spread(circuit, nodes) if by_position else _merged(circuit.get("edges") or [], nodes)
     inside = merged
-    if circuit.get("level") == "node":
+    if circuit.get("level") == "node" and not by_position:
         members = {*nodes, "logits"}
         inside = {arrow: rows for arrow, rows in merged.items() if arrow.node in members}
     arrows = sorted(inside, key=lambda arrow: -abs(arrow.effect))[:DRAWN]
     if not arrows:
         return Drawing("", 0, 0, len(merged), False, 0.0, 0)
     ends = {end for arrow in arrows for end in (arrow.writer, arrow.node)}
-    layout = lay_out(arrows, [name for name in nodes if name in ends])
+    order = [end for name in nodes for end in sorted(ends, key=_spot) if end.partition("@")[0] == name or end == name]
+    layout = lay_out(arrows, order, by_position)
     largest = max(abs(arrow.effect) for arrow in arrows) or 1.0
     loops = [arrow for arrow in arrows if layout.nodes[arrow.writer].row >= layout.nodes[arrow.node].row]
     left = MARGIN + 7.2 * max(len(label[:20]) for label in layout.labels) + 28
@@ -82,7 +86,7 @@ def draw(circuit: Mapping[str, Any]) -> Drawing:
     spare = max(0.0, LEAST - left - layout.width - right)
     width = left + layout.width + right + spare
     sheet = _Sheet(layout, left + spare / 2, _bottoms(layout, loops), largest, width)
-    height = sheet.bottoms[0] + MARGIN
+    height = sheet.bottoms[0] + MARGIN + (26 if by_position else 0)
     strongest = arrows[0]
     title = f"Circuit of {len(inside)} connections among {len(ends)} nodes"
     effects = figure(strongest.effect, places(largest), signed=True)
@@ -90,6 +94,7 @@ def draw(circuit: Mapping[str, Any]) -> Drawing:
     told = f"{rows} Strongest: {_name(strongest)} {effects}. The table of edges lists all of them."
     root = canvas(width, height, name="graph", title=title, description=told, kind="graph")
     _bands(root, sheet, width)
+    _columns(root, sheet, tokens)
     sheet.taken += [_box(sheet, place) for place in layout.nodes.values()]
     count = len(arrows) if len(arrows) <= LABELLED + 4 else LABELLED
     strong = {arrow for arrow in arrows[:count] if abs(arrow.effect) >= FAINT * largest}
@@ -125,6 +130,37 @@ def _merged(edges: Sequence[Any], nodes: Sequence[str]) -> dict[Arrow, list[Mapp
 
 def _name(arrow: Arrow) -> str:
     return f"{arrow.writer} → {arrow.node}" + (f".{arrow.port}" if arrow.port else "")
+
+
+def spread(circuit: Mapping[str, Any], nodes: Sequence[str]) -> dict[Arrow, list[Mapping[str, Any]]]:
+    """One arrow for each edge at a position, from the node there to where the reader's node next writes."""
+    held: dict[str, list[int]] = {}
+    rows = [row for row in circuit.get("edges") or [] if isinstance(row.get("position"), int)]
+    for row in rows:
+        held.setdefault(str(row.get("writer")), []).append(row["position"])
+    last = max((row["position"] for row in rows), default=0)
+    found = {}
+    for row in rows:
+        node, port = reads(str(row.get("reader")), set(nodes))
+        at = row["position"]
+        to = min((spot for spot in held.get(node, ()) if spot >= at), default=max(held.get(node, (last,))))
+        arrow = Arrow(f"{row.get('writer')}@{at}", f"{node}@{to}", port, effect(row))
+        found.setdefault((arrow.writer, arrow.node, arrow.port), (arrow, [row]))
+    return dict(found.values())
+
+
+def _spot(name: str) -> tuple[str, int]:
+    node, _, spot = name.rpartition("@")
+    return (node, int(spot)) if node and spot.isdigit() else (name, -1)
+
+
+def _columns(root: Element, sheet: _Sheet, tokens: Sequence[str]) -> None:
+    """A line and a label for each position, where nodes stand apart by position."""
+    for spot, middle in sheet.layout.columns.items():
+        x, y = sheet.left + middle, sheet.bottoms[0] + 12
+        add(root, "line", "column", x1=x, x2=x, y1=MARGIN / 2, y2=y)
+        text = str(spot) + (f" {tokens[spot]}" if 0 <= spot < len(tokens) and tokens[spot] else "")
+        add(root, "text", "spot", text if len(text) <= 12 else text[:11] + "…", x=x, y=y + 14, text_anchor="middle")
 
 
 def _told(arrow: Arrow, rows: Sequence[Mapping[str, Any]]) -> str:

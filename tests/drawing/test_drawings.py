@@ -6,10 +6,10 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 from crafted_claims import CHAIN, NODES, circuit, crowd, edge
 
-from cutaway.report import charts
-from cutaway.report.graph import draw
-from cutaway.report.layers import Arrow, lay_out, reads, split
-from cutaway.report.svg import figure, finite, places, ticks, visible
+from cutaway.drawing import charts
+from cutaway.drawing.graph import draw
+from cutaway.drawing.layers import Arrow, lay_out, reads, split
+from cutaway.drawing.svg import figure, finite, places, ticks, visible
 
 
 def kind(root: Element, name: str) -> list[Element]:

@@ -1,0 +1,108 @@
+"""Circuits, claims and tables of effects as finished drawings, from their plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .charts import curve
+from .graph import draw, effect
+from .heat import heat_map
+from .plot import Plot, compose
+from .svg import figure, finite, places
+
+SHOWN = 60  # rows of a table of scores
+MINUS = ("minus", "below zero: ablating it raises the metric")
+
+
+def circuit_plot(circuit: Mapping[str, Any], *, control: tuple[Any, Any] = (None, None), title: str = "") -> Plot:
+    """A circuit (as `Circuit.to_dict` gives it) by layer, and by position where it tells positions apart, with its
+    faithfulness curve. `control`: the range of random circuits of its size. Raises InputError when it has no edges."""
+    rows = [row for row in circuit.get("edges") or [] if isinstance(row, Mapping)]
+    if not rows:
+        raise InputError("The circuit has no edges, so there is nothing to draw.")
+    unit = "nodes" if circuit.get("level") == "node" else "edges"
+    size = len(circuit.get("nodes") or []) if unit == "nodes" else len(rows)
+    whole = (circuit.get("universe") or {}).get("edges")
+    reached = circuit.get("faithfulness")
+    by_position = all(isinstance(row.get("position"), int) for row in rows)
+    drawing = draw(circuit, by_position=by_position, tokens=(circuit.get("inputs") or {}).get("tokens") or ())
+    measured = "exact effect" if any(finite(row.get("exact")) is not None for row in rows) else "score"
+    metric = (circuit.get("metric") or {}).get("name", "metric")
+    examples = finite((circuit.get("inputs") or {}).get("examples"))
+    n = f", mean of {examples:.0f} examples" if examples is not None else ""
+    notes = [f"Faithfulness {figure(reached)} (closer to 1 is better){n}. Lines lead from writers up to readers."]
+    if drawing.weak:
+        notes.append(f"The strongest {drawing.edges - drawing.weak} connections are drawn; {drawing.weak} are weaker.")
+    keys = [
+        ("plus", f"{measured} on the {metric} above zero; widest {figure(drawing.largest, places(drawing.largest))}")
+    ]
+    keys += [MINUS] if any(effect(row) < 0 for row in rows) else []
+    target = (circuit.get("settings") or {}).get("target_faithfulness")
+    chosen = (size, reached)
+    bent = curve(circuit.get("curve") or [], chosen=chosen, target=target, unit=unit, control=control)
+    if bent and finite(control[0]) is not None:
+        notes.append("Curve: the ring is this circuit, the bar the middle 95 % of random circuits of its size.")
+    of = f" of {whole:,}" if isinstance(whole, int) and unit == "edges" else ""
+    return compose(title or f"Circuit of {size:,}{of} {unit}", notes, keys, [drawing.svg, bent])
+
+
+def claim_plot(claim: Mapping[str, Any]) -> Plot:
+    """A claim (as `Claim.to_dict` gives it): its circuit under its verdict, with the range of its random circuits."""
+    by_name = {row.get("name"): row for row in claim.get("evidence") or [] if isinstance(row, Mapping)}
+    null = by_name.get("null faithfulness") or {}
+    title = f"{str(claim.get('verdict', 'no verdict')).capitalize()}: {claim.get('statement', '')}"
+    return circuit_plot(claim.get("circuit") or {}, control=(null.get("low"), null.get("high")), title=title)
+
+
+def table_plot(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[Any]],
+    *,
+    title: str,
+    across: str,
+    measure: str,
+) -> Plot:
+    """A table of effects as a heat map. Raises InputError when it holds no finite number."""
+    drawn = heat_map(rows, columns, values, across=across, measure=measure)
+    if not drawn:
+        raise InputError("There is no finite value in this table, so there is nothing to draw.")
+    return compose(title, [], [], [drawn])
+
+
+def by_layer(names: Sequence[str], values: Sequence[Any]) -> tuple[list[str], list[str], list[list[Any]]]:
+    """Values of parts as a table: a row for each block, a column for each of its slots; None where there is none."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, value in zip(names, values, strict=True):
+        block, unit = split_name(name)
+        blocks.setdefault(block, {})[unit] = value
+    units = sorted({unit for row in blocks.values() for unit in row}, key=lambda unit: (len(unit), unit))
+    return list(blocks), units, [[row.get(unit) for unit in units] for row in blocks.values()]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A part's block and its slot there: "L0.attn.h3" is ("L0.attn", "3"), "L0.mlp" is ("L0.mlp", "0")."""
+    from .layers import split
+
+    block, unit = split(name)
+    number = unit.lstrip("hncuevk")
+    return (block, number) if block != name and number.isdigit() else (name, "0")
+
+
+def plot(what: Any, path: str | Path | None = None) -> Plot:
+    """The drawing of a circuit, a claim, a sweep or scores, or of a circuit's or claim's plain data; written to `path`
+    (.svg or .png) if one is given. Raises InputError for anything that has no drawing."""
+    if isinstance(what, Mapping):
+        kinds = {"cutaway.circuit/1": circuit_plot, "cutaway.claim/1": claim_plot}
+        make = kinds.get(str(what.get("schema")))
+        drawn = make(what) if make is not None else None
+    else:
+        drawn = what.plot() if callable(getattr(what, "plot", None)) else None
+    if drawn is None:
+        raise InputError(f"A {type(what).__name__} has no drawing; give a circuit, a claim, a sweep or scores.")
+    if path is not None:
+        drawn.save(path)
+    return drawn
