@@ -35,7 +35,8 @@ from cutaway.run.trace import Trace
 ROOT = Path(__file__).resolve().parents[1]
 GOAL, COMMAND = 0.95, "python benchmarks/correlation.py"
 METHODS = (
-    "eap", "eap-ig", "gradient:at=both", "relp", "lrp", "ig-activations", "atp*", "local:exact=0", "local",
+    "eap", "eap-ig", "gradient:at=both", "relp", "lrp", "ig-activations", "atp*", "local:exact=0", "local:exact=16",
+    "local",
 )  # fmt: skip
 ORGANISMS = ("induction", "indirect-object", "shapes", "counter")
 RANDOM = (

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from networks import gpt2_runs, organism_runs, tiny_gpt2
-from zoo import case
+from networks import gpt2_runs, organism_runs
 
 import cutaway as cw
 from cutaway.attribution.baselines import NAMES, place_name
 from cutaway.attribution.mixture import ends, evaluate
 from cutaway.errors import InputError
+from zoo import case
 
 METRIC = cw.logit_difference(3, 4)
 
@@ -73,7 +73,9 @@ def test_the_seed_draws_again_and_is_kept() -> None:
 def test_everything_zero_leaves_the_biases() -> None:
     """With all writers away, GPT-2's logits are those of the last norm's bias, as the other biases are zero."""
     clean, _, module = gpt2_runs()
-    assert not any(p.any() for name, p in module.named_parameters() if name.endswith(("c_proj.bias", "mlp.c_proj.bias")))
+    assert not any(
+        p.any() for name, p in module.named_parameters() if name.endswith(("c_proj.bias", "mlp.c_proj.bias"))
+    )
     graph = cw.EdgeGraph(clean, baseline="zero")
     _, bad = ends(graph, METRIC)
     logits = module.lm_head(module.transformer.ln_f(torch.zeros(3, 7, 32))).detach()

@@ -52,7 +52,9 @@ def test_only_some_are_scored_and_each_as_among_all() -> None:
     graph = cw.EdgeGraph(clean, corrupted)
     whole = cw.score(graph, METRIC, method="exact-edge").edges
     chosen = units(graph, "edge")[5::40]
-    part = cw.score(graph, METRIC, method="exact-edge", only=[chosen[0], *(unit_name(graph, "edge", u) for u in chosen)])
+    part = cw.score(
+        graph, METRIC, method="exact-edge", only=[chosen[0], *(unit_name(graph, "edge", u) for u in chosen)]
+    )
     kept = torch.zeros_like(whole, dtype=torch.bool)
     kept[tuple(torch.tensor(chosen).T)] = True
     torch.testing.assert_close(part.edges, whole * kept, rtol=1e-4, atol=1e-6)

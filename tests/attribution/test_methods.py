@@ -7,7 +7,6 @@ import pytest
 import torch
 from networks import gpt2_runs, linear_convolutions, organism_runs
 from torch import nn
-from zoo import case
 
 import cutaway as cw
 from cutaway.attribution.baselines import NAMES
@@ -15,6 +14,7 @@ from cutaway.attribution.exact import units
 from cutaway.attribution.methods import Method, method_named
 from cutaway.attribution.mixture import ends, evaluate
 from cutaway.errors import InputError, MetricError
+from zoo import case
 
 METHODS = sorted(cw.methods())
 # They average over circuits, so parts that lie in a row share one effect.

@@ -5,8 +5,10 @@ import torch
 from networks import BEHAVING, gpt2_runs, organism_runs
 
 import cutaway as cw
+from cutaway.attribution import mixture
 from cutaway.attribution.edges import EdgeGraph
 from cutaway.attribution.mixture import _hash, evaluate
+from zoo import case
 
 
 def full_mask(graph: EdgeGraph) -> torch.Tensor:
@@ -96,3 +98,36 @@ def test_worlds_are_told_apart_by_hashes_of_hashes() -> None:
     chosen = torch.ones(144, dtype=torch.long)
     two_slots, one_slot = _hash(torch.stack([chosen, chosen, first], 1)), _hash(torch.stack([chosen, second], 1))
     assert len(_hash(torch.stack([chosen, two_slots, one_slot], 1)).unique()) == 144
+
+
+@pytest.mark.parametrize("neurons", [False, True])
+@pytest.mark.parametrize("entry", ["mlp", "gpt2", "llama", "bert", "olmo2", "mamba", "lenet"])
+def test_products_and_slices_give_what_each_mixture_gives_alone(
+    entry: str, neurons: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random circuits, in which each slot sees a mixture of its own, with the shortcuts of `meeting` and without."""
+    found = case(entry)
+    args, kwargs = found.other()
+    runs = found.trace, found.net.record(*args, **kwargs)
+    metric = cw.custom(lambda output: output.flatten(1).square().mean(1) + output.flatten(1)[:, 0])
+    graph = EdgeGraph(*runs, neurons=neurons)
+    masks = torch.rand(3, *graph.shape(), generator=torch.Generator().manual_seed(0)) < 0.6
+    quick = evaluate(graph, metric, masks)
+    monkeypatch.setattr(mixture, "_MANY", 10**9)
+    monkeypatch.setattr(mixture, "sliced", lambda graph, port: None)
+    slow = evaluate(EdgeGraph(*runs, neurons=neurons), metric, masks)
+    torch.testing.assert_close(quick, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_writers_that_hold_given_values_send_them_on() -> None:
+    """The MLP holds the corrupted run's values, and all its readers see them: a patch of its node."""
+    clean, corrupted, _ = gpt2_runs()
+    graph, metric = EdgeGraph(clean, corrupted), cw.logit_difference(3, 4)
+    column = graph.writers.index("L0.mlp")
+    sent = torch.zeros(2, len(graph.writers), dtype=torch.bool)
+    sent[1, column] = True
+    ablated = full_mask(graph)
+    ablated[:, column] = False
+    want = evaluate(graph, metric, torch.stack([full_mask(graph), ablated]))
+    found = evaluate(graph, metric, full_mask(graph).repeat(2, 1, 1, 1), (sent, graph.corrupted))
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)

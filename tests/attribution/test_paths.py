@@ -6,6 +6,7 @@ from networks import gpt2_runs, organism_runs
 from torch import nn
 
 import cutaway as cw
+from cutaway.attribution.mixture import evaluate
 from cutaway.errors import InputError
 
 METRIC = cw.logit_difference(3, 4)
@@ -17,9 +18,7 @@ def head_only(clean, source: torch.Tensor, port: int) -> torch.Tensor:
     attention, width = module.transformer.h[1].attn, 32
     rows = attention.c_attn(module.transformer.h[1].ln_1(clean["L1.resid_pre"])).split(width, 2)
     other = attention.c_attn(module.transformer.h[1].ln_1(source)).split(width, 2)
-    q, k, v = (
-        (other if place == port else rows)[place][..., 16:24] for place in range(3)
-    )
+    q, k, v = ((other if place == port else rows)[place][..., 16:24] for place in range(3))
     mask = torch.full((7, 7), float("-inf")).triu(1)
     return (q @ k.transpose(1, 2) / 8**0.5 + mask).softmax(-1) @ v
 
@@ -30,9 +29,8 @@ def test_a_path_through_a_head_by_hand(port: str, place: int) -> None:
     clean, corrupted, module = gpt2_runs()
     graph = cw.EdgeGraph(clean, corrupted)
     found = cw.path_patch(graph, METRIC, f"L0.attn.h1 -> L1.attn.h2.{port} -> logits")
-    change = (corrupted["L0.attn.z[head=1]"] - clean["L0.attn.z[head=1]"]) @ module.transformer.h[
-        0
-    ].attn.c_proj.weight[8:16]
+    weight = module.transformer.h[0].attn.c_proj.weight
+    change = (corrupted["L0.attn.z[head=1]"] - clean["L0.attn.z[head=1]"]) @ weight[8:16]
     z = head_only(clean, clean["L1.resid_pre"] + change, place)
     sent = (z - clean["L1.attn.z[head=2]"]) @ module.transformer.h[1].attn.c_proj.weight[16:24]
     logits = module.lm_head(module.transformer.ln_f(clean["transformer.h.1/add.1"] + sent)).detach()
@@ -109,8 +107,6 @@ def test_a_path_from_the_source_of_a_recurrent_network_is_its_edge() -> None:
     found = cw.path_patch(graph, metric, graph.edge_name(row, column))
     mask = torch.ones(1, *graph.shape(), dtype=torch.bool)
     mask[0, row, column] = False
-    from cutaway.attribution.mixture import evaluate
-
     want = metric(clean.logits, clean.net) - evaluate(graph, metric, mask)[0]
     torch.testing.assert_close(found[0], want, rtol=1e-4, atol=1e-5)
 

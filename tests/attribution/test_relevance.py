@@ -3,6 +3,7 @@
 import pytest
 import torch
 from networks import gpt2_runs, linear_convolutions
+from test_eap import by_edge, exact_effects
 from torch import nn
 
 import cutaway as cw
@@ -11,10 +12,22 @@ from cutaway.attribution.relevance import lrp, relp
 from cutaway.attribution.rules import ATTNLRP, RELP, ruled
 from cutaway.errors import MetricError
 from cutaway.run.replay import execute, plan
-from test_eap import by_edge, exact_effects
 from zoo import case
 
-KINDS = ("gpt2", "gpt2 eager", "llama", "gemma2", "bert", "mamba", "rwkv", "lenet", "convnext", "gru", "lstm cells", "vit")
+KINDS = (
+    "gpt2",
+    "gpt2 eager",
+    "llama",
+    "gemma2",
+    "bert",
+    "mamba",
+    "rwkv",
+    "lenet",
+    "convnext",
+    "gru",
+    "lstm cells",
+    "vit",
+)
 
 
 class Attention(nn.Module):
@@ -39,7 +52,11 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.up, self.down = nn.Linear(5, 8, bias=False), nn.Linear(5, 8, bias=False), nn.Linear(8, 3, bias=False)
+        self.gate, self.up, self.down = (
+            nn.Linear(5, 8, bias=False),
+            nn.Linear(5, 8, bias=False),
+            nn.Linear(8, 3, bias=False),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
@@ -87,8 +104,15 @@ def test_rules_leave_every_value_as_it_is(name: str, table) -> None:
 @pytest.mark.parametrize("method", [relp, lrp])
 def test_relevance_of_a_network_without_biases_adds_up_to_its_output(method) -> None:
     """Conservation (Bach et al. 2015): each rule hands on all that it receives."""
-    mlp = nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.GELU(), nn.Linear(6, 2, bias=False))
-    for module, shape in ((mlp, (4, 5)), (made(Gated), (4, 5)), (made(Attention), (3, 6, 4)), (made(Attention, True), (3, 6, 4))):
+    mlp = nn.Sequential(
+        nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.GELU(), nn.Linear(6, 2, bias=False)
+    )
+    for module, shape in (
+        (mlp, (4, 5)),
+        (made(Gated), (4, 5)),
+        (made(Attention), (3, 6, 4)),
+        (made(Attention, True), (3, 6, 4)),
+    ):
         graph = graph_of(module, *shape)
         whole = LAST(graph.clean_trace.logits, graph.net).mean()
         nodes = method(graph, LAST).nodes
@@ -122,7 +146,7 @@ def test_an_mlp_gets_what_lrp_by_hand_gives_it() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_attention_gets_what_attnlrp_by_hand_gives_it(fused: bool) -> None:
-    """Products share by halves, softmax as R_x = x (R_s - s sum R_s) (Achtibat et al. 2024, Proposition 3.1, eq. 13)."""
+    """Products share by halves, softmax as R_x = x (R_s - s sum R_s) (Achtibat et al. 2024, section 3.3)."""
     module = made(Attention, fused)
     graph = graph_of(module, 3, 6, 4)
     with torch.no_grad():
@@ -165,7 +189,9 @@ def test_a_gate_in_a_recurrent_cell_receives_nothing() -> None:
     """Arras et al. 2017: what a gate lets through receives all, so a state is handed on undiminished."""
     graph = EdgeGraph(case("gru").trace, baseline="zero")
     found = relp(graph, LAST).edges.abs().sum((1, 2))
-    rows = {port: found[[row for row, name in enumerate(graph.readers) if name.endswith(f".{port}")]] for port in ("z", "n")}
+    rows = {
+        port: found[[row for row, name in enumerate(graph.readers) if name.endswith(f".{port}")]] for port in ("z", "n")
+    }
     assert len(rows["z"]) and not rows["z"].any()
     assert bool(rows["n"].any())
 

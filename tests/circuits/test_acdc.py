@@ -30,7 +30,7 @@ def plainly(graph: EdgeGraph, metric, tau: float, loss_of) -> torch.Tensor:
     return trimmed(graph, mask)
 
 
-@pytest.mark.parametrize("tau", [0.03, 0.3])
+@pytest.mark.parametrize("tau", [0.03, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_decisions_are_those_of_the_sequential_algorithm(tau: float) -> None:
     clean, corrupted, _ = gpt2_runs()
     graph, metric = EdgeGraph(clean, corrupted), cw.logit_difference(3, 4)

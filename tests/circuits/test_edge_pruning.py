@@ -58,9 +58,9 @@ def test_each_slot_is_taken_from_its_own_row(slots: Slots, shape: tuple[int, ...
 
 
 def test_learned_constants_do_less_harm_than_the_mean_or_zero() -> None:
-    clean, corrupted, metric, _ = organism_runs("shapes", n=16)
+    clean, corrupted, metric, _ = organism_runs("shapes", n=8)
     circuit = cw.find_circuit(clean, corrupted, metric)
-    constants = cw.optimal_baseline(circuit.graph, metric, circuit.mask, steps=40)
+    constants = cw.optimal_baseline(circuit.graph, metric, circuit.mask, steps=25)
     harm = {}
     for baseline in ("zero", "mean", constants):
         graph = EdgeGraph(clean, corrupted, baseline=baseline)
@@ -71,7 +71,7 @@ def test_learned_constants_do_less_harm_than_the_mean_or_zero() -> None:
 
 def test_constants_learned_with_the_mask_stand_in_the_circuit_s_graph() -> None:
     clean, corrupted, metric, _ = organism_runs("shapes", n=8)
-    found = cw.find_circuit(clean, corrupted, metric, search="edge-pruning", optimal=True, steps=40, size=30)
+    found = cw.find_circuit(clean, corrupted, metric, search="edge-pruning", optimal=True, steps=10, size=30)
     assert found.settings["baseline"]["kind"] == "optimal" and found.graph.baseline["kind"] == "optimal"
     assert 0 < len(found) <= 30
     value = float(evaluate(found.graph, metric, found.mask[None]).mean())

@@ -139,41 +139,33 @@ def perceptron(module: nn.Module, bits: Tensor, wiring: Wiring) -> tuple[Tensor,
 
 
 def selective(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tensor, Values]:
-    """Writers are the channels of the convolutions, (n, steps), and those of the scans after their gates."""
+    """Writers are the channels of the convolution, (n, steps), and those of the scan after its gate."""
     wiring.values["embed"] = module.embed(tokens)
-    ways: dict[str, Tensor] = {}  # of each scan's channel: what it adds to the stream a unit
+    block, scan, channels = module.block, "L0.ssm", range(len(module.block.skip))
+    convs = [f"L0.conv.c{channel}" for channel in channels]
+    for channel, name in enumerate(convs):
+        now = wiring.seen("embed", f"{name}.in") @ block.enter.weight[channel]
+        before = F.pad(now, (1, 0))[:, :-1]
+        earlier, later = block.conv.weight[channel, 0]
+        wiring.values[name] = F.silu(earlier * before + later * now + block.conv.bias[channel])
 
-    def stream(reader: str) -> Tensor:
-        added = [wiring.seen(name, reader)[..., None] * way for name, way in ways.items()]
-        return sum(added, wiring.seen("embed", reader))
+    def taps(reader: str) -> Tensor:
+        return torch.stack([wiring.seen(name, reader) for name in convs], 2)
 
-    for layer, block in enumerate(module.blocks):
-        channels, fresh = range(len(block.skip)), {}
-        convs, scan = [f"L{layer}.conv.c{channel}" for channel in channels], f"L{layer}.ssm"
-        for channel, name in enumerate(convs):
-            now = stream(f"{name}.in") @ block.enter.weight[channel]
-            before = F.pad(now, (1, 0))[:, :-1]
-            earlier, later = block.conv.weight[channel, 0]
-            wiring.values[name] = F.silu(earlier * before + later * now + block.conv.bias[channel])
-
-        def taps(reader: str, names: list[str] = convs) -> Tensor:
-            return torch.stack([wiring.seen(name, reader) for name in names], 2)
-
-        b, c = block.b(taps(f"{scan}.in1")), block.c(taps(f"{scan}.read"))
-        for channel in channels:
-            name = f"{scan}.c{channel}"
-            x = wiring.seen(convs[channel], f"{name}.in")
-            size = F.softplus(taps(f"{name}.decay") @ block.step_size.weight[channel] + block.step_size.bias[channel])
-            state, outputs = torch.zeros(len(tokens), b.shape[2]), []
-            for step in range(tokens.shape[1]):
-                kept = torch.exp(-size[:, step, None] * block.decay[channel].exp()) * state
-                state = kept + (size * x)[:, step, None] * b[:, step]
-                outputs.append((state * c[:, step]).sum(1) + block.skip[channel] * x[:, step])
-            gate = F.silu(stream(f"{name}.gate") @ block.gate.weight[channel])
-            wiring.values[name] = torch.stack(outputs, 1) * gate
-            fresh[name] = block.out.weight[:, channel]
-        ways |= fresh
-    return module.readout(stream("logits")), wiring.values
+    b, c = block.b(taps(f"{scan}.in1")), block.c(taps(f"{scan}.read"))
+    for channel in channels:
+        name = f"{scan}.c{channel}"
+        x = wiring.seen(convs[channel], f"{name}.in")
+        size = F.softplus(taps(f"{name}.decay") @ block.step_size.weight[channel] + block.step_size.bias[channel])
+        state, outputs = torch.zeros(len(tokens), b.shape[2]), []
+        for step in range(tokens.shape[1]):
+            kept = torch.exp(-size[:, step, None] * block.decay[channel].exp()) * state
+            state = kept + (size * x)[:, step, None] * b[:, step]
+            outputs.append((state * c[:, step]).sum(1) + block.skip[channel] * x[:, step])
+        gate = F.silu(wiring.seen("embed", f"{name}.gate") @ block.gate.weight[channel] + block.gate.bias[channel])
+        wiring.values[name] = torch.stack(outputs, 1) * gate
+    added = [wiring.seen(f"{scan}.c{channel}", "logits")[..., None] * block.out.weight[:, channel] for channel in channels]
+    return module.readout(sum(added, wiring.seen("embed", "logits"))), wiring.values
 
 
 EVALUATORS: dict[str, Callable[[nn.Module, Tensor, Wiring], tuple[Tensor, Values]]] = {

@@ -96,7 +96,7 @@ def record(name: str) -> dict[str, Any]:
 def measured(
     organism: organisms.Organism, outputs: int, program: Program | None
 ) -> tuple[list[str], list[str], dict[str, Any]]:
-    """Nodes, edges and the effects of cutting them. All edges of a program are true; of planted ones, those that act."""
+    """Nodes, edges and the effects of cutting them: all edges of a program, and those planted ones that act."""
     planted = program.edges() if program else PLANTED.get(organism.name) or connected(organism, outputs)
     pairs = organism.pairs(100, 7)
     clean, values = run(organism, pairs.clean)

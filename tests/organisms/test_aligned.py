@@ -1,4 +1,4 @@
-"""Networks aligned to programs: the programs compute what they say, and the networks compute them by the named edges."""
+"""Networks aligned to programs: the programs compute what they say, and the networks do so by the named edges."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def _organism(name: str, expected: dict[str, tuple[int, int]], stream: int = 0) 
             return (torch.rand(BATCH, 5),), {}
         return (organism.pairs(BATCH).clean,), {}
 
-    tables = {"lengths": name == "counter"}  # the others have a row of a table for each position they were made for
+    # The others have a row of a table for each position they were made for.
+    tables = {"lengths": name in ("counter", "marks")}
     return Entry(f"organism {name}", lambda: organisms.load(name).module, inputs, expected, stream, **tables)
 
 
@@ -42,6 +43,8 @@ PLAIN: list[Entry] = [
     _organism("indirect-object", layers(32, 36, count=3, pos_embed=1), 7),
     _organism("shapes", parts(7, conv=[7, 7, 9])),
     _organism("counter", parts(10, "embed", rnn=[(7, 16)])),
+    _organism("gates", parts(6, mlp=[10, 6])),
+    _organism("marks", parts(6, "embed", conv=8, ssm=8), 2),
     _organism("superposition", parts(5, act=1)),
     Entry("mlp", _mlp, lambda: floats(6), parts(4, mlp=[10, 8])),
     Entry("called twice", m.CalledTwice, lambda: floats(6), parts(3, rnn=[(6, 2)])),

@@ -52,9 +52,9 @@ def ig_activations(graph: EdgeGraph, metric: Metric, *, steps: int = 5) -> Score
     "local",
     levels=("edge", "node"),
     paper="this package; its parts: Kramár et al. 2024 (arXiv:2403.00745), Marks et al. 2024 (arXiv:2403.19647)",
-    passes=lambda graph, options: _local_passes(graph, options.get("steps", 2), options.get("exact", 32)),
+    passes=lambda graph, options: _local_passes(graph, options.get("steps", 2), options.get("exact", 64)),
 )
-def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 32) -> Scores:
+def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 64) -> Scores:
     """The reader's block run again with the edge ablated, times the gradient behind it, averaged along the way that the
     block's write goes; then the `exact` edges and nodes for which averaging changed most are measured.
 
@@ -63,13 +63,13 @@ def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 32) 
     """
     if steps < 0 or exact < 0:
         raise InputError(f"steps={steps} and exact={exact}: neither can be negative; give 0 or more.")
-    nodes, slopes = _slopes(graph, metric, steps)
+    (along, at_clean), slopes = _slopes(graph, metric, steps)
     first = {write: slope[:1] for write, slope in slopes.items()}
     found = [through_readers(graph, metric, some, lambda part, port: True) for some in (slopes, first)]
     edges, plain = (table.nan_to_num(0.0) / graph.batch * graph.valid[:, :, None] for table in found)
     check_moved(edges, metric)
     edges = _measured(graph, metric, edges, plain, exact)
-    nodes = _measured(graph, metric, nodes[0] / graph.batch, nodes[1] / graph.batch, exact)
+    nodes = _measured(graph, metric, along / graph.batch, at_clean / graph.batch, exact)
     facts = {"baseline": graph.baseline, "steps": steps, "exact": exact}
     return Scores(edges, nodes, f"local, {steps} steps, {exact} exact", _local_passes(graph, steps, exact), facts)
 

@@ -20,8 +20,8 @@ from ..lift.flow import Flow
 
 Baseline = str | Mapping[str, Tensor]
 Values = Mapping[int, Tensor]
-# From the reference's value, its examples along the first axis, and an order of other examples, to what an ablated write
-# carries.
+# From the reference's value to what an ablated write carries. These two are given examples along the first axis, and an
+# order of other examples.
 _OF_EXAMPLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda value, order: value.mean(0, keepdim=True).expand_as(value),
     "resample": lambda value, order: value[order],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -42,9 +43,15 @@ class Inputs:
         self.steps = plan(self.tape, [], [self.goal], self.sources.values())
         with torch.no_grad():
             made = execute(self.tape, plan(self.tape, [], self.sources.values()))
-        self.values = {
-            name: made[value].detach() for name, value in self.sources.items() if value in self.steps.stored
-        }
+        # Inputs without an axis of examples are held; positions that come before examples are put behind them.
+        self.major = flow.time_major
+        fitting = {
+            name: made[value].detach() for name, value in self.sources.items()
+            if value in self.steps.stored and flow.batch in flow.shape(value)[self.major : self.major + 1]
+        }  # fmt: skip
+        self.values = {name: value.movedim(int(self.major), 0) for name, value in fitting.items()}
+        if not self.values:
+            raise InputError("No input of this run has an axis of examples, so there is nothing to take a map over.")
         ops = [self.tape.graph.ops[step.op] for step in self.steps.steps if step.edit < 0]
         numbers = sum(prod(flow.shape(value)) for op in ops for value in op.outputs)
         self.fitting = max(1, _BYTES // max(4 * numbers, 1))
@@ -91,17 +98,18 @@ class Inputs:
             return execute(self.tape, self.steps, given=given)[self.goal]
 
         try:
-            made = over(output, {self.sources[name]: tensor for name, tensor in rows.items()})
+            made = over(output, {self.sources[name]: self._as_given(tensor) for name, tensor in rows.items()})
         except (DivergenceError, RuntimeError):  # a variant that takes another path through the network runs live
             made = torch.stack([self._live(rows, world) for world in range(len(next(iter(rows.values()))))])
         return torch.stack([self.metric(world, self.trace.net) for world in made])
 
+    def _as_given(self, rows: Tensor) -> Tensor:
+        return rows.movedim(1, 2) if self.major else rows
+
     def _live(self, rows: Rows, world: int) -> Tensor:
         site = self.flow.graph.site
-        edits = [
-            apply(site(self.sources[name]), lambda _, row=tensor[world]: row)  # type: ignore[misc]
-            for name, tensor in rows.items()
-        ]
+        given = {name: self._as_given(tensor)[world] for name, tensor in rows.items()}
+        edits = [apply(site(self.sources[name]), partial(_instead, row)) for name, row in given.items()]
         return self.trace.replay(*edits).logits
 
     # ---- what the values are
@@ -143,12 +151,13 @@ class Inputs:
         """The values that stand for absence, in the shape of the inputs.
 
         `zero`; `mean`: over examples and places; `blur`: of images; another run; a number or tensor; or any of these by
-        the input's name. Raises InputError for anything else, and for one that does not fit.
+        the input's name. Empty: the mean of tokens, for norms make the way to an embedding of zero a jump, and zero
+        of all else. Raises InputError for anything else, and for one that does not fit.
         """
         other = Inputs(given, self.metric).values if isinstance(given, Trace) else {}
         found = {}
         for name, value in self.values.items():
-            chosen = given.get(name, "zero") if isinstance(given, Mapping) else other.get(name, given)
+            chosen = given.get(name, "") if isinstance(given, Mapping) else other.get(name, given)
             found[name] = self._baseline(name, value, chosen)
         return found
 
@@ -162,6 +171,7 @@ class Inputs:
                     f"The baseline of '{name}' has shape {tuple(made.shape)} and the input {tuple(value.shape)}; "
                     "give one of that shape, or one that repeats to it."
                 ) from None
+        given = given or ("mean" if self.is_tokens(name) else "zero")
         if given == "zero":
             return torch.zeros_like(value)
         if given == "mean":
@@ -197,6 +207,10 @@ class Inputs:
             output = self.trace.replay(apply(site, lambda x: x + delta)).logits
             measured = self.metric(output, self.trace.net)
         return value, self._slopes(measured, [delta])[0]
+
+
+def _instead(row: Tensor, recorded: Tensor) -> Tensor:
+    return row
 
 
 def _blurred(image: Tensor) -> Tensor:

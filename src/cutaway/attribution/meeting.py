@@ -7,7 +7,9 @@ columns are made from that slot's mixture alone, not the whole projection from e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ..lift.frozen import unguarded
 from ..lift.ops import sort_name
 from ..run.replay import Plan, execute, plan, stored
 from ..run.worlds import over
+from .columns import through
 from .edges import EdgeGraph, Port
 
 _ADDS = frozenset({"add", "iadd", "add_"})
@@ -35,8 +38,8 @@ class Total:
 
 @dataclass(frozen=True, eq=False)
 class Sliced:
-    """A read by way of a projection: `enter` makes its `source` of contributions, `weight` [out, in] and `offset` [out]
-    its columns, `columns` says which belong to each slot, `after` makes the read of what is `made`."""
+    """A value by way of a projection: `enter` makes its `source`, `weight` [out, in] and `offset` what is `made`, and
+    `after` the value. `columns` are those of each slot: outputs for a read, inputs for a contribution."""
 
     source: int
     made: int
@@ -55,9 +58,7 @@ class Sliced:
             if 2 * int(sizes[number]) <= port.slots.count:
                 slots = (group == number).nonzero()[:, 0].tolist()
             columns = torch.cat([self.columns[slot] for slot in slots])
-            place: Tensor | slice = columns
-            if torch.equal(columns, torch.arange(int(columns[0]), int(columns[0]) + len(columns))):
-                place = slice(int(columns[0]), int(columns[-1]) + 1)  # side by side: no copy of the weights
+            place = _side_by_side(columns)
             rows, back = torch.unique(patterns[:, number], return_inverse=True)
             picked = arrived if len(rows) == len(arrived) else arrived[rows]
             found = torch.nn.functional.linear(picked, self.weight[place], self.offset[place])
@@ -139,10 +140,57 @@ def total(graph: EdgeGraph, port: Port, target: int) -> Total | None:
 
 def differences(graph: EdgeGraph, feed: int, steps: Plan | None, value: int, versions: Tensor) -> Tensor:
     """[versions, slots, …]: how each slot's difference from its ablated values changes a linear contribution."""
-    slots = graph.writes[feed].slots
-    parts = torch.stack([by_slot(row, slots) for row in versions - graph.corrupted[feed]])
+    slots, change = graph.writes[feed].slots, versions - graph.corrupted[feed]
     if steps is None:
-        return parts
-    zero = graph.run(steps, {feed: torch.zeros_like(versions[0])})[value]
-    made = over(lambda world: graph.run(steps, world)[value], {feed: parts.flatten(0, 1)}) - zero
-    return made.unflatten(0, parts.shape[:2])
+        return torch.stack([by_slot(row, slots) for row in change])
+    split = known(graph, value, "spread", lambda: _spread(graph, feed, steps, value))
+    if split is None:
+        parts = torch.stack([by_slot(row, slots) for row in change])
+        made = over(lambda world: graph.run(steps, world)[value], {feed: parts.flatten(0, 1)})
+        zero = graph.run(steps, {feed: torch.zeros_like(change[0])})[value]
+        return (made - zero).unflatten(0, parts.shape[:2])
+    source = over(lambda world: graph.run(split.enter, world)[split.source], {feed: change}) - split.offset
+    places = map(_side_by_side, split.columns)
+    made = torch.stack([torch.nn.functional.linear(source[..., p], split.weight[:, p]) for p in places], 1)
+    if split.made == value:
+        return made
+    rest = over(lambda world: graph.run(split.after, world)[value], {split.made: made.flatten(0, 1)})
+    zero = graph.run(split.after, {split.made: torch.zeros_like(made[0, 0])})[value]
+    return (rest - zero).unflatten(0, made.shape[:2])
+
+
+def _spread(graph: EdgeGraph, feed: int, steps: Plan, value: int) -> Sliced | None:
+    """The projection of a contribution, of which each slot of the write fills columns of its own (here of the source).
+
+    None where there is none, or slots share columns.
+    """
+    last, slots = through(graph.wiring.flow, value, steps), graph.writes[feed].slots
+    if last is None or slots.count < 2:
+        return None
+    enter = unguarded(graph.tape, plan(graph.tape, [], [last.source], steps.stored))
+    noise = torch.randn(graph.clean[feed].shape, generator=torch.Generator().manual_seed(0)).to(graph.clean[feed])
+    zero = graph.run(enter, {feed: torch.zeros_like(noise)})[last.source]
+    if zero.ndim < 2 or by_slot(noise, slots).numel() > 8 * _SPREAD:
+        return None
+    found = over(lambda world: graph.run(enter, world)[last.source], {feed: by_slot(noise, slots)}) - zero
+    touched = found.flatten(1, -2).ne(0).any(1)
+    weight = stored(graph.tape, last.weight).detach()
+    weight = weight if last.by_row else weight.T
+    if int(touched.sum(0).max()) > 1 or weight.dtype != found.dtype:
+        return None
+    columns = tuple(row.nonzero()[:, 0] for row in touched)
+    return Sliced(last.source, last.made, enter, last.after, weight, zero, columns)
+
+
+def _side_by_side(places: Tensor) -> Tensor | slice:
+    """Places as a slice where they are neighbours, so that no weights are copied."""
+    if len(places) and torch.equal(places, torch.arange(int(places[0]), int(places[0]) + len(places))):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
+
+
+def known(graph: EdgeGraph, value: int, what: str, find: Callable[[], Any]) -> Any:
+    """What was found out about a read or a contribution, once for a graph."""
+    if (value, what) not in graph.meetings:
+        graph.meetings[value, what] = find()
+    return graph.meetings[value, what]

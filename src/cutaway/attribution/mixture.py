@@ -10,8 +10,7 @@ is left runs in one batch by vmap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +21,7 @@ from ..run.replay import Plan
 from ..run.worlds import over
 from .alone import Alone, alone
 from .edges import EdgeGraph, Part, Port
-from .meeting import Total, differences, sliced, total
+from .meeting import Total, differences, known, sliced, total
 from .metric import Metric
 from .wiring import Stem
 
@@ -146,19 +145,19 @@ class _Evaluation:
         if port is self.graph.parts[-1].ports[0] and self.end is not None:
             split, target, merge = None, port.value, None
         else:
-            split = self._known(port, "sliced", lambda: sliced(self.graph, port))
+            split = known(self.graph, port.value, "sliced", lambda: sliced(self.graph, port))
             target, merge = (split.source, split.enter) if split is not None else (port.value, port.merge)
         keys = {value: self._keys(value, rows, owner) for value in port.feeds}
         mixture = _hash(torch.stack([keys[value] for value in port.feeds], 1))
         found, first, index = _firsts(mixture)
         if self.met[0] != target:
             self.met = target, {}
-        known = self.met[1]
-        new = torch.tensor([key not in known for key in found.tolist()], dtype=torch.bool)
+        seen = self.met[1]
+        new = torch.tensor([key not in seen for key in found.tolist()], dtype=torch.bool)
         if bool(new.any()):
             made = self._meet(port, target, merge, rows, owner, keys, first[new])
-            known.update(zip(found[new].tolist(), made, strict=True))
-        arrived = torch.stack([known[key] for key in found.tolist()]) if not bool(new.all()) else made
+            seen.update(zip(found[new].tolist(), made, strict=True))
+        arrived = torch.stack([seen[key] for key in found.tolist()]) if not bool(new.all()) else made
         if slots == 1:
             return _Worlds(arrived, index)
         combinations = index.view(worlds, slots)
@@ -168,12 +167,6 @@ class _Evaluation:
             return _Worlds(split.run(self.graph, port, arrived, combinations), where)
         return _Worlds(_assemble(port, arrived, combinations), where)
 
-    def _known(self, port: Port, what: str, find: Callable[[], Any]) -> Any:
-        known = self.graph.meetings
-        if (port.value, what) not in known:
-            known[port.value, what] = find()
-        return known[port.value, what]
-
     def _meet(
         self, port: Port, target: int, merge: Plan | None, rows: Tensor, owner: Tensor, keys: dict[int, Tensor],
         first: Tensor,
@@ -181,7 +174,7 @@ class _Evaluation:
         """[mixtures, …]: the target from what the rows at `first` see."""
         graph = self.graph
         if merge is not None and len(first) > _MANY * len(self.masks):
-            summed = self._known(port, "total", lambda: total(graph, port, target))
+            summed = known(graph, port.value, "total", lambda: total(graph, port, target))
             if summed is not None:
                 return self._by_product(port, target, summed, rows[first], owner[first])
         given = [self._contribution(stem, rows, owner, keys[stem.feed], first) for stem in port.stems]

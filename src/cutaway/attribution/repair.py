@@ -65,4 +65,3 @@ def _row(node: str, direct: Tensor, total: Tensor) -> Repair:
     error = float(apart.std()) / len(apart) ** 0.5 if len(apart) > 1 else None
     straight, repaired = float(direct.mean()), float(apart.mean())
     return Repair(node, straight, float(total.mean()), repaired, error, repaired / straight if straight else None)
-

@@ -99,6 +99,11 @@ def norm(made: Made) -> Any:
     return carried(out, way) if isinstance(out, Tensor) else (carried(out[0], way), *out[1:])
 
 
+def writer_norm(made: Made) -> Any:
+    """What a writer's heads add by way of its own norm (see writers.py): its scale is held."""
+    return made.call.func(*made.args, at=made[0].detach())
+
+
 def held(made: Made) -> Any:
     """Nothing is carried: what the call gives is taken as it is (the AH-rule, for patterns of attention)."""
     return made.run({place: made[place].detach() for place in made.places})
@@ -131,8 +136,9 @@ def _given(made: Made) -> dict[str, Any]:
 Table = Mapping[str, Rule]
 # What an op is besides its name: see `_sort`.
 SCALE, PATTERN, GATED = "a norm's scale", "an attention's pattern", "a product in a recurrence"
+WRITER = "head_results"
 _MULTIPLIES = (ops.PRODUCTS | ops.CONTRACTION) - frozenset("where masked_fill lerp".split())
-LN_RULE: Table = {**dict.fromkeys(ops.NORMS, norm), SCALE: scale_held}
+LN_RULE: Table = {**dict.fromkeys(ops.NORMS, norm), SCALE: scale_held, WRITER: writer_norm}
 _BOTH: Table = {
     **dict.fromkeys(ops.ELEMENTWISE, quotient), **dict.fromkeys(_MULTIPLIES, half), GATED: signal, **LN_RULE
 }  # fmt: skip
@@ -154,7 +160,7 @@ def ruled(graph: EdgeGraph, table: Table) -> EdgeGraph:
         if not moving or not op.outputs or call.written or call.rng is not None:
             continue
         sort, gates = _sort(flow, op, patterns, looped)
-        if (sort == PATTERN or not flow.linear[op.index]) and (rule := table.get(sort)) is not None:
+        if (sort in (PATTERN, WRITER) or not flow.linear[op.index]) and (rule := table.get(sort)) is not None:
             calls[op.index] = _under(rule, op, call, moving, gates)
     found = copy.copy(graph)
     found.tape = replace(flow.tape, calls=calls)
@@ -189,7 +195,7 @@ def _is_gate(flow: Flow, value: int) -> bool:
 
 def _under(rule: Rule, op: Op, call: Call, moving: Iterable[int], gates: list[int]) -> Call:
     """The call under a rule."""
-    listed = [*enumerate(call.args), *call.kwargs.items()]
+    listed: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     at = {place: item.id for place, item in listed if isinstance(item, Ref)}
     products = sort_name(op) in ("addmm", "baddbmm", "addbmm", "addmv", "addcmul")  # what is added to is no factor
     places = tuple(place for place, value in at.items() if value in moving and not (products and place == 0))

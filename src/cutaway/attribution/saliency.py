@@ -26,10 +26,10 @@ Maps = dict[str, Tensor]
 
 
 class Spot(NamedTuple):
-    """One place of a map: its input, index (without the example), value, and how a person says where it is."""
+    """One place of a map: its input, index there (without the example), value, and how a person says where it is."""
 
     input: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     value: float
     text: str
 
@@ -121,14 +121,14 @@ def smooth_grad(
     generator = torch.Generator().manual_seed(seed)
     rows = {}
     for name, value in inputs.values.items():
-        flat = value.flatten(1)
+        flat = value.reshape(len(value), -1)
         spread = noise * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (value.ndim - 1))
         drawn = torch.randn(samples, *value.shape, generator=generator)
         rows[name] = value + drawn.to(value) * spread
     return _lengths(inputs, _mean(inputs.gradients(rows)[1])), {}
 
 
-def integrated_gradients(inputs: Inputs, baseline: Any = "zero", steps: int = 50) -> tuple[Maps, dict[str, Any]]:
+def integrated_gradients(inputs: Inputs, baseline: Any = "", steps: int = 50) -> tuple[Maps, dict[str, Any]]:
     """The gradient along the line from a baseline, times the way: adds up to the metric's difference.
 
     By Gauss-Legendre quadrature with `steps` points. Sundararajan, Taly, Yan 2017 (arXiv:1703.01365).
@@ -142,7 +142,7 @@ def integrated_gradients(inputs: Inputs, baseline: Any = "zero", steps: int = 50
     found = {name: torch.tensordot((weights / 2).to(way), slopes[name], 1) * way for name, way in ways.items()}
     maps = inputs.together(found)
     whole = inputs.measure(inputs.rows())[0] - inputs.measure({name: row[None] for name, row in start.items()})[0]
-    added = sum(part.flatten(1).sum(1) for part in maps.values())
+    added = sum(part.reshape(len(part), -1).sum(1) for part in maps.values())
     error = float((added - whole).abs().max()) / (float(whole.abs().max()) or 1.0)
     completeness = {"sum": float(torch.as_tensor(added).mean()), "difference": float(whole.mean()), "error": error}
     return maps, {"baseline": _say(baseline), "completeness": completeness}
@@ -150,7 +150,7 @@ def integrated_gradients(inputs: Inputs, baseline: Any = "zero", steps: int = 50
 
 def occlusion(
     inputs: Inputs, window: int | tuple[int, ...] | None = None, stride: int | tuple[int, ...] | None = None,
-    baseline: Any = "zero",
+    baseline: Any = "",
 ) -> tuple[Maps, dict[str, Any]]:
     """What the metric loses when a window of places is replaced, averaged over the windows that cover a place.
 
@@ -249,5 +249,7 @@ def _least(what: str, number: int) -> None:
 
 
 def _say(baseline: Any) -> Any:
+    if isinstance(baseline, str) and not baseline:
+        return "the mean of tokens, zero of other inputs"
     return baseline if isinstance(baseline, (str, int, float)) else f"a {type(baseline).__name__}"
 

@@ -44,7 +44,7 @@ def shapley_edge(
     only: Iterable[Unit | str] | None = None,
     limit: int = LIMIT,
 ) -> Scores:
-    """Shapley values of edges from `samples` orders (an even number). `only`: the players; all others are never ablated.
+    """Shapley values of edges from `samples` orders (an even number). `only`: the players; no other is ablated.
 
     facts["standard_errors"] has each player's error of sampling. Raises InputError for samples that make no sense and
     unknown edges, ResourceError when it takes more than `limit` forward passes, MetricError when no edge matters.
@@ -101,12 +101,11 @@ def _values(
         "seed": seed,
         "limit": limit,
         "players": len(players),
-        "standard_errors": {
-            unit_name(graph, level, unit): error for unit, error in zip(players, spread, strict=True)
-        },
+        "standard_errors": {unit_name(graph, level, unit): error for unit, error in zip(players, spread, strict=True)},
     }
     method = f"Shapley values of {level}s, " + ("all coalitions" if whole else f"{samples} orders")
-    return Scores(*((table, None) if level == "edge" else (None, table)), method, passes, facts)
+    edges, nodes = (table, None) if level == "edge" else (None, table)
+    return Scores(edges, nodes, method, passes, facts)
 
 
 def _worth(graph: EdgeGraph, metric: Metric, level: str, players: list[Unit], kept: Tensor) -> Tensor:

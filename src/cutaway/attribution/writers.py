@@ -82,14 +82,15 @@ def _call(func: Callable[[Tensor], Tensor], source: int, made: int) -> Call:
     return Call(func, (Ref(source),), {}, [(0, source)], (made,))
 
 
-def _results(block: Block, frozen: Frozen, out: int) -> Callable[[Tensor], Tensor]:
-    """[batch, slots, pos, width] from a write: what each slot adds, constants shared out among them."""
+def _results(block: Block, frozen: Frozen, out: int) -> Callable[..., Tensor]:
+    """[batch, slots, pos, width] from a write: what each slot adds, constants shared out among them; the norm's scale
+    is the write's own, or that of the value in `at`."""
     tape, write, count = frozen.flow.tape, block.write, block.slots.count
     whole: Plan = plan(tape, [], [*frozen.needed, out], [write])
     apart = frozen.plan([out], [write])
 
-    def results(z: Tensor) -> Tensor:
-        now = frozen.at(execute(tape, whole, given={write: z}))
+    def results(z: Tensor, at: Tensor | None = None) -> Tensor:
+        now = frozen.at(execute(tape, whole, given={write: z if at is None else at}))
         rows = torch.cat([torch.zeros_like(z)[None], by_slot(z, block.slots)])
         made = over(lambda world: now.run(apart, world)[out], {write: rows})
         return (made[1:] - made[0] * (1 - 1 / count)).movedim(0, 1)

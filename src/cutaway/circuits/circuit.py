@@ -133,7 +133,7 @@ def provenance(graph: EdgeGraph) -> dict[str, Any]:
 def trimmed(graph: EdgeGraph, mask: Tensor) -> Tensor:
     """The mask [..., readers, writers, positions] without edges that lie on no path from a source to the output."""
     flat = mask.reshape(-1, *graph.shape())
-    any_place = flat.any(3)
+    through = flat.any(3).float()
     sources = torch.zeros(len(graph.writers), dtype=torch.bool)
     for part in graph.parts:
         if not part.ports:
@@ -144,9 +144,9 @@ def trimmed(graph: EdgeGraph, mask: Tensor) -> Tensor:
     reached = sources.expand(len(flat), -1).clone()
     wanted = ends.expand(len(flat), -1).clone()
     for _ in range(len(graph.parts)):
-        rows = (any_place.float() @ reached.float()[:, :, None])[:, :, 0] > 0
+        rows = (through @ reached.float()[:, :, None])[:, :, 0] > 0
         new_reached = reached | ((rows.float() @ leads) > 0)
-        columns = (any_place.float().transpose(1, 2) @ wanted.float()[:, :, None])[:, :, 0] > 0
+        columns = (wanted.float()[:, None] @ through)[:, 0] > 0
         new_wanted = wanted | ((columns.float() @ leads.T) > 0)
         if torch.equal(new_reached, reached) and torch.equal(new_wanted, wanted):
             break

@@ -139,7 +139,8 @@ def imported(text: bytes) -> dict[str, Any]:
             )
     writers: dict[str, int] = {}
     readers: dict[str, int] = {}
-    rows, wires = [], []
+    rows: list[dict[str, Any]] = []
+    wires: list[list[Any]] = []
     for name, edge in file.edges.items():
         writer, reader = _ours(name, file.cfg)
         at, to = readers.setdefault(reader, len(readers)), writers.setdefault(writer, len(writers))

@@ -71,7 +71,7 @@ def edge_pruning(task: Task, *, steps: int = 200, loss: str = "metric", optimal:
         over_target = torch.sigmoid(strength - _BETA * math.log(-_LOW / _HIGH))[open_units].mean() - wanted
         total = apart(soft_run(graph, gates, constants.spread() if constants else None))
         total = total + multipliers[0] * over_target + multipliers[1] * over_target**2
-        _step(total, [*learned, multipliers], task.metric, optimiser, dual)
+        _step(total, [*learned, multipliers], optimiser, dual)
         task.forwards += 2
     table = torch.sigmoid(strength.detach()) * open_units
     if constants is not None:
@@ -113,7 +113,7 @@ def optimal_baseline(
         total = apart(soft_run(graph, mask.float(), constants.spread()))
         if float(total.detach()) < least:
             best, least = constants.named(), float(total.detach())
-        _step(total, list(constants.values.values()), metric, optimiser)
+        _step(total, list(constants.values.values()), optimiser)
         schedule.step()
     return best
 
@@ -165,19 +165,22 @@ def _sample(strength: Tensor, generator: torch.Generator) -> Tensor:
 
 def _loss(graph: EdgeGraph, metric: Metric, kind: str, gap: float) -> Loss:
     """How far an output is from the clean run's."""
-    if kind == "kl":
-        divergence = kl_divergence(graph.clean_trace)
-        return lambda output: -divergence(output, graph.net).mean()
-    wanted = metric(graph.clean_trace.logits, graph.net).detach()
-    return lambda output: ((metric(output, graph.net) - wanted) / gap).square().mean()
+    measured = kl_divergence(graph.clean_trace) if kind == "kl" else metric
+    wanted = measured(graph.clean_trace.logits, graph.net).detach()
+
+    def apart(output: Tensor) -> Tensor:
+        found = measured(output, graph.net)
+        if not found.requires_grad:
+            raise MetricError(
+                f"The metric '{measured.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
+                "write it with differentiable torch functions."
+            )
+        return -found.mean() if kind == "kl" else ((found - wanted) / gap).square().mean()
+
+    return apart
 
 
-def _step(total: Tensor, learned: list[Tensor], metric: Metric, *optimisers: Any) -> None:
-    if not total.requires_grad:
-        raise MetricError(
-            f"The metric '{metric.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
-            "write it with differentiable torch functions."
-        )
+def _step(total: Tensor, learned: list[Tensor], *optimisers: Any) -> None:
     found: Iterable[Tensor | None] = torch.autograd.grad(total, learned, allow_unused=True)
     for value, gradient in zip(learned, found, strict=True):
         value.grad = torch.zeros_like(value) if gradient is None else gradient

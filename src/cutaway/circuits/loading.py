@@ -166,10 +166,13 @@ def metric_from(facts: Mapping[str, Any], clean: Trace) -> Metric:
     if stored.kind == "kl_divergence":
         return kl_divergence(clean, stored.position)
     position = -1 if stored.position is None else stored.position
-    if stored.kind == "logit_difference" and stored.correct is not None and stored.wrong is not None:
-        return logit_difference(stored.correct, stored.wrong, position)
-    if stored.kind == "logit" and stored.answer is not None:
-        return logit(stored.answer, position)
+    correct: Any = stored.correct
+    wrong: Any = stored.wrong
+    answer: Any = stored.answer
+    if stored.kind == "logit_difference" and correct is not None and wrong is not None:
+        return logit_difference(correct, wrong, position)
+    if stored.kind == "logit" and answer is not None:
+        return logit(answer, position)
     raise MetricError(f"The metric '{stored.name}' is made of code, which is not stored; give it in Python instead.")
 
 

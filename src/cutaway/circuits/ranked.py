@@ -22,9 +22,8 @@ def threshold(task: Task, *, threshold: float = 0.02) -> Tensor:
     """
     if threshold < 0 or task.goal.size is not None:
         raise InputError("The search 'threshold' needs a threshold of 0 or more and no size; search='top-n' has one.")
-    assert task.scores is not None
-    table = task.scores.of(task.level).abs() >= threshold * abs(task.gap)
-    return task.masks([[unit for unit in task.ranked() if table[unit]]])[0]
+    least = threshold * abs(task.gap)
+    return task.masks([[unit for unit, score in task.strength().items() if score >= least]])[0]
 
 
 @searching("top-n", paper="Hanna, Pezzelle, Belinkov 2024 (arXiv:2403.17806)", forwards=lambda units, options: _SIZES)
@@ -42,9 +41,7 @@ def top_n(task: Task) -> Tensor:
 def greedy(task: Task) -> Tensor:
     """From the output back, always the highest score among edges into what is already reached, up to `size` edges;
     without a size, the fewest that are faithful."""
-    assert task.scores is not None
-    table = task.scores.of("edge").abs()
-    return of_size(task, connected(task, {unit: float(table[unit]) for unit in task.universe}))
+    return of_size(task, connected(task, task.strength()))
 
 
 def connected(task: Task, strength: dict[Unit, float]) -> list[Unit]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +61,3 @@ def _said(error: Exception) -> str:
 def dumped(data: Any) -> bytes:
     """Data as JSON text, None for what is not a finite number."""
     return msgspec.json.encode(data)
-
-
-Reader = Callable[[bytes], dict[str, Any]]

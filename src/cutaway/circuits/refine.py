@@ -18,6 +18,7 @@ from .searches import searching
 from .task import WORLDS, Task, Unit
 
 _SHARES = (1.0, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)  # of the parts that could go, how many are tried together
+_EXACT = 0.4  # of the passes that are left, what exact effects may take
 _EXCHANGES = 6  # how many units are considered for going out and for coming in
 
 
@@ -34,8 +35,11 @@ def refine(task: Task, *, refine: int = 200) -> Tensor:
     """
     if refine < 1:
         raise InputError("The search 'refine' needs refine of at least 1.")
-    orders = _orders(task, refine)
-    size = task.goal.size
+    size, cheap = task.goal.size, task.ranked()
+    if size is not None:  # a circuit of this size stands before anything else, whatever the bound
+        task.faithfulness(fitting(task, cheap, size)[None])
+    shortest(task, cheap)
+    orders = _orders(task, cheap, max(8, min(refine, int((task.limit - task.forwards) * _EXACT))))
     if size is not None:
         task.faithfulness(task.masks([task.inside(fitting(task, order, size)) for order in orders]))
     found = min((shortest(task, order) for order in orders), key=task.count)
@@ -48,17 +52,13 @@ def refine(task: Task, *, refine: int = 200) -> Tensor:
     return task.best[1]
 
 
-def _orders(task: Task, refine: int) -> list[list[Unit]]:
+def _orders(task: Task, cheap: list[Unit], refine: int) -> list[list[Unit]]:
     """All units, the best first: by exact effect where it was measured and cheap score behind, by cheap score alone,
     and from the output back."""
-    cheap = task.ranked()
-    assert task.scores is not None
-    table = task.scores.of(task.level).abs()
-    front = [unit for unit in cheap[:refine] if table[unit] > 0]
+    strength = task.strength()
+    front = [unit for unit in cheap[:refine] if strength[unit] > 0]
     if not front:
         raise MetricError(f"The metric '{task.metric.name}' is reached by nothing that differs between the runs.")
-    if task.goal.size is not None:  # a circuit of this size stands before anything else, whatever the bound
-        task.faithfulness(fitting(task, cheap, task.goal.size)[None])
     whole = float(task.faithfulness(task.full[None])[0])
     effects: dict[Unit, float] = {}
     for start in range(0, len(front), WORLDS):
@@ -72,8 +72,8 @@ def _orders(task: Task, refine: int) -> list[list[Unit]]:
     orders = [exact, cheap]
     if task.level == "edge":
         # What was not measured comes behind all that was.
-        rest = min((abs(effect) for effect in effects.values()), default=1.0) / (float(table.max()) or 1.0)
-        orders.append(connected(task, {u: abs(effects[u]) if u in effects else rest * float(table[u]) for u in exact}))
+        rest = min(abs(effect) for effect in effects.values()) / strength[cheap[0]]
+        orders.append(connected(task, {u: abs(effects[u]) if u in effects else rest * strength[u] for u in exact}))
     return orders
 
 

@@ -93,7 +93,7 @@ def forecast_circuit(
     max_forwards: int | None = None,
     **options: Any,
 ) -> CircuitForecast:
-    """What `find_circuit` with these arguments takes at most, from three timed passes. Raises what it raises."""
+    """What `find_circuit` with these arguments takes at most, from timed passes. Raises what it raises."""
     plan = plan_of(level, search, method, options, 0.9, size)
     metric = as_metric(metric)
     graph = plan.graph(clean, corrupted, baseline)
@@ -104,11 +104,11 @@ def forecast_circuit(
     forwards = passes + plan.search.forwards(units, plan.options)
     if max_forwards is not None:
         forwards = max(passes + 1, min(forwards, float(max_forwards)))
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(5, *graph.shape(), generator=generator) < 0.5
-    evaluate(graph, metric, masks[:1])
-    one, four = _seconds(graph, metric, masks[:1]), _seconds(graph, metric, masks[1:])
-    each = max(one, four) / (4 if four > one else 1)
+    some = task.full & (torch.rand(graph.shape(), generator=torch.Generator().manual_seed(0)) < 0.5)
+    inside = task.inside(some) or task.universe
+    masks = task.without(some, inside[:: max(1, len(inside) // 8)][:8])  # as searches have them: one change each
+    one = _seconds(graph, metric, masks[:1])
+    each = _seconds(graph, metric, masks) / len(masks)
     # A backward pass is about twice a forward one, and a score's forward pass has no worlds to share.
     seconds = (forwards - passes) * each + 1.5 * passes * one
     edges = int(graph.valid.sum()) * graph.positions

@@ -76,7 +76,7 @@ def searches() -> dict[str, Search]:
     """Every search by name."""
     for file in _FILES:
         import_module(f".{file}", __package__)
-    return dict(_SEARCHES)
+    return dict(sorted(_SEARCHES.items()))
 
 
 def search_named(name: str, level: str) -> Search:

@@ -81,9 +81,15 @@ class Task:
 
     def ranked(self) -> list[Unit]:
         """All units by the size of their cheap score, the largest first."""
+        strength = self.strength()
+        return sorted(strength, key=lambda unit: -strength[unit])
+
+    def strength(self) -> dict[Unit, float]:
+        """The size of every unit's cheap score."""
         assert self.scores is not None, "a search that ranks by scores says that it needs them"
+        units = self.universe
         table = self.scores.of(self.level).abs()
-        return sorted(self.universe, key=lambda unit: -float(table[unit]))
+        return dict(zip(units, table[tuple(torch.tensor(units, dtype=torch.long).T)].tolist(), strict=True))
 
     def masks(self, choices: Sequence[Sequence[Unit]]) -> Bool[Tensor, "choices readers writers positions"]:
         """The masks of sets of units, without dead ends."""
@@ -132,8 +138,8 @@ class Task:
         keys = [(id(wanted), _digest(mask & self.full)) for mask in masks]
         new = {key: place for place, key in enumerate(keys) if key not in self._known}
         for start in range(0, len(new), WORLDS):
-            part = list(new.items())[start : start + WORLDS]
-            part = part[: max(0, int(min(self.limit - self.forwards, WORLDS)))]
+            due = list(new.items())[start : start + WORLDS]
+            part = due[: max(0, int(min(self.limit - self.forwards, WORLDS)))]
             if not part:
                 raise Spent
             picked = masks[[place for _, place in part]]
@@ -144,6 +150,8 @@ class Task:
                 self._known[key] = value
                 if wanted is self.metric:
                     self._offer(mask, (value - self.corrupted) / self.gap)
+            if len(part) < len(due):
+                raise Spent
         return torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
 
     def _offer(self, mask: Tensor, faithfulness: float) -> None:

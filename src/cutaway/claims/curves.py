@@ -93,7 +93,9 @@ def circuit_curve(
 
 
 def _order(task: Task, what: Circuit | Scores, greedy: bool) -> list[Unit]:
-    exact: dict[Unit, float] = {**what.exact} if isinstance(what, Circuit) and task.level == "edge" else {}
+    exact: dict[Unit, float] = {}
+    if isinstance(what, Circuit) and task.level == "edge":
+        exact |= dict(what.exact.items())
     units = task.ranked()
     if greedy and task.level == "edge":
         assert task.scores is not None

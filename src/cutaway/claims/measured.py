@@ -95,7 +95,7 @@ def measure(circuit: Circuit, graph: EdgeGraph, metric: Metric, seed: int) -> Me
         )
     mask = circuit.mask if circuit.level == "edge" else node_mask(circuit)
     kept, lost = evaluate(graph, metric, torch.stack([mask, ~mask]))
-    return Measured(graph, metric, mask, *map(numpy, (good, bad, kept, lost)), seed)
+    return Measured(graph, metric, mask, numpy(good), numpy(bad), numpy(kept), numpy(lost), seed)
 
 
 def node_mask(circuit: Circuit) -> Tensor:

@@ -20,7 +20,7 @@ from ..run.structure import tensors
 from ..run.trace import Trace
 
 Arrays = Mapping[str, np.ndarray]
-TABLES = ("edge_scores", "node_scores")
+TABLES = ("edge_scores", "node_scores", "exact_effects")
 
 
 def stored(
@@ -29,14 +29,17 @@ def stored(
     """What it takes to test again, as arrays: the circuit's mask, the inputs of the runs it was tested on and of
     further sets of pairs, the constants of a baseline that is made of them, and all `scores` where a curve is drawn."""
     arrays = {"mask": circuit.mask.numpy().astype(np.uint8)}
-    tables = dict(zip(TABLES, (circuit.scores.edges, circuit.scores.nodes), strict=True)) if scores else {}
-    arrays |= {name: _array(table) for name, table in tables.items() if table is not None}
+    exact = torch.full(graph.shape(), float("nan"))
+    for unit, effect in circuit.exact.items():
+        exact[unit] = effect
+    tables = zip(TABLES, (circuit.scores.edges, circuit.scores.nodes, exact), strict=True) if scores else ()
+    arrays |= {name: _array(table) for name, table in tables if table is not None}
     sides = {"clean": graph.clean_trace, "corrupted": graph.corrupted_trace}
     for name, (clean, corrupted) in sets.items():
         sides |= {f"other.{name}.clean": clean, f"other.{name}.corrupted": corrupted}
     for side, trace in sides.items():
         if trace is not None:
-            given = dict(enumerate(tensors(trace.args)))
+            given: dict[int | str, Tensor] = dict(enumerate(tensors(trace.args)))
             given |= {key: value for key, value in trace.kwargs.items() if isinstance(value, Tensor)}
             arrays |= {f"{side}.{name}": _array(tensor) for name, tensor in given.items()}
     if not isinstance(constants := graph.options["baseline"], str):
@@ -63,11 +66,17 @@ def rebuild(net: Network, claim: Mapping[str, Any], arrays: Arrays) -> Circuit:
     if tuple(mask.shape) != graph.shape():
         raise InputError("The stored circuit has other nodes than this version of Cutaway finds; find it again.")
     circuit = onto(graph, claim["circuit"], metric_from(provenance["metric"], clean), mask)
-    method = circuit.scores.method
-    tables = {name: torch.from_numpy(np.array(arrays[name])) for name in TABLES if name in arrays}
-    if tables:
-        return replace(circuit, scores=Scores(tables.get("edge_scores"), tables.get("node_scores"), method, 0))
-    return replace(circuit, scores=replace(circuit.scores, facts={"partial": True}))
+    edges, nodes, effects = (
+        torch.from_numpy(np.array(arrays[name])) if name in arrays else None for name in TABLES
+    )  # fmt: skip
+    if effects is None:
+        return replace(circuit, scores=replace(circuit.scores, facts={"partial": True}))
+    exact = {(row, column, place): float(effects[row, column, place]) for row, column, place in _known(effects)}
+    return replace(circuit, scores=Scores(edges, nodes, circuit.scores.method, 0), exact=exact)
+
+
+def _known(table: Tensor) -> list[list[int]]:
+    return (~table.isnan()).nonzero().tolist()
 
 
 def options(net: Network, claim: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def options(net: Network, claim: Mapping[str, Any], arrays: Arrays) -> dict[str,
     Held-out pairs and further sets are recorded again. Raises MetricError for a set's metric made of code.
     """
     provenance = claim["provenance"]
-    asked = {"random": len(claim["details"]["null"]), "thorough": False, "alternatives": 0}
+    asked: dict[str, Any] = {"random": len(claim["details"]["null"]), "thorough": False, "alternatives": 0}
     asked |= provenance.get("options", {})
     metrics = provenance.get("other_metrics", {})
     other = {}

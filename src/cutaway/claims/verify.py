@@ -81,7 +81,8 @@ def verify(
     found = measure(circuit, graph, _metric_on(metric or circuit.metric, clean), seed)
     findings = [judging.behaves(found, held_out)]
     report("untrained control", 1, 5)
-    findings += [judging.trained(untrained(graph, found.metric, seed)), judging.faithful(found)]
+    own_output = found.metric.facts.get("kind") in OWN_OUTPUT
+    findings += [judging.trained(untrained(graph, found.metric, seed), own_output), judging.faithful(found)]
     report("null", 2, 5)
     findings += [judging.beats_chance(found, _null(found, circuit, random), random), judging.complete(found)]
     report("minimality", 3, 5)

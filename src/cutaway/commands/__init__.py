@@ -14,7 +14,7 @@ __all__ = ["REQUIRED", "Argument", "Parameter", "Result", "Verb", "listening", "
 
 # The files that declare verbs, in the order in which a reader meets them.
 _FILES = tuple(
-    "demo teaching checkup files looking reading weights editing explaining keeping zoo benchmarking".split()
+    "demo teaching checkup files looking reading weights editing explaining attributing keeping zoo benchmarking".split()
 )
 
 

@@ -38,8 +38,9 @@ def find(
 ) -> Finding:
     """The circuit of the behaviour in `examples`, tested on `test`, or on the same examples if there is no other.
 
-    `options` are those of `find_circuit`.
+    `options` are those of `find_circuit`; neurons are told apart where the truth does.
     """
+    options["neurons"] = options.get("neurons", False) or (truth is not None and truth.neurons)
     clean, corrupted = runs(net, examples)
     circuit = find_circuit(clean, corrupted, examples.metric(clean), progress=report, **options)
     fresh: tuple[Any, ...] = runs(net, test) if test is not None else (None, None)

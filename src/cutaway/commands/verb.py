@@ -16,7 +16,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
@@ -83,7 +83,8 @@ class Verb:
         """The values as `run` takes them: those of a group together, as that group."""
         made, hints = dict(given), get_type_hints(self.run)
         for name in inspect.signature(self.run).parameters:
-            if is_dataclass(group := hints[name]):
+            if is_dataclass(hints[name]):
+                group: Any = hints[name]
                 names = [part.name for part in fields(group) if part.name in made]
                 made[name] = group(**{part: made.pop(part) for part in names})
         return made
@@ -125,13 +126,14 @@ def _parameter(verb: str, name: str, hint: Any, default: Any) -> Parameter:
     return Parameter(name, kind, default, about)
 
 
-def _fields(verb: str, group: type) -> list[Parameter]:
+def _fields(verb: str, group: Any) -> list[Parameter]:
     """The parameters that a group stands for: the fields of a dataclass, each with its Argument."""
     hints = get_type_hints(group, include_extras=True)
-    made = [part.default if part.default is not MISSING else part.default_factory() for part in fields(group)]
-    return [
-        _parameter(verb, part.name, hints[part.name], value) for part, value in zip(fields(group), made, strict=True)
-    ]
+    return [_parameter(verb, part.name, hints[part.name], _default(part)) for part in fields(group)]
+
+
+def _default(part: Field[Any]) -> Any:
+    return part.default_factory() if part.default_factory is not MISSING else part.default
 
 
 def running() -> str:

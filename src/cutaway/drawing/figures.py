@@ -10,10 +10,10 @@ from ..errors import InputError
 from .charts import curve
 from .graph import draw, effect
 from .heat import heat_map
+from .layers import split
 from .plot import Plot, compose
 from .svg import figure, finite, places
 
-SHOWN = 60  # rows of a table of scores
 MINUS = ("minus", "below zero: ablating it raises the metric")
 
 
@@ -85,8 +85,6 @@ def by_layer(names: Sequence[str], values: Sequence[Any]) -> tuple[list[str], li
 
 def split_name(name: str) -> tuple[str, str]:
     """A part's block and its slot there: "L0.attn.h3" is ("L0.attn", "3"), "L0.mlp" is ("L0.mlp", "0")."""
-    from .layers import split
-
     block, unit = split(name)
     number = unit.lstrip("hncuevk")
     return (block, number) if block != name and number.isdigit() else (name, "0")
@@ -96,9 +94,9 @@ def plot(what: Any, path: str | Path | None = None) -> Plot:
     """The drawing of a circuit, a claim, a sweep or scores, or of a circuit's or claim's plain data; written to `path`
     (.svg or .png) if one is given. Raises InputError for anything that has no drawing."""
     if isinstance(what, Mapping):
-        kinds = {"cutaway.circuit/1": circuit_plot, "cutaway.claim/1": claim_plot}
-        make = kinds.get(str(what.get("schema")))
-        drawn = make(what) if make is not None else None
+        schema = what.get("schema")
+        drawn = claim_plot(what) if schema == "cutaway.claim/1" else None
+        drawn = circuit_plot(what) if schema == "cutaway.circuit/1" else drawn
     else:
         drawn = what.plot() if callable(getattr(what, "plot", None)) else None
     if drawn is None:

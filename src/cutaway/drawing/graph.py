@@ -139,7 +139,7 @@ def spread(circuit: Mapping[str, Any], nodes: Sequence[str]) -> dict[Arrow, list
     for row in rows:
         held.setdefault(str(row.get("writer")), []).append(row["position"])
     last = max((row["position"] for row in rows), default=0)
-    found = {}
+    found: dict[tuple[str, str, str], tuple[Arrow, list[Mapping[str, Any]]]] = {}
     for row in rows:
         node, port = reads(str(row.get("reader")), set(nodes))
         at = row["position"]

@@ -80,8 +80,11 @@ def by_slot(value: Tensor, slots: Slots) -> Tensor:
     """[slots, …]: a value with all but one of its slots set to zero, for each slot."""
     if slots.count == 1:
         return value[None]
-    rows = torch.eye(slots.count).to(value)
-    return torch.stack([value * slot_mask(row[:, None], value, slots, None) for row in rows])
+    size = value.shape[slots.axis]
+    along = torch.arange(size, device=value.device)
+    slot = along % slots.count if slots.tiled else along // (size // slots.count)
+    rows = (slot == torch.arange(slots.count, device=value.device)[:, None]).to(value)
+    return value * rows.view(slots.count, *(size if axis == slots.axis else 1 for axis in range(value.ndim)))
 
 
 def slot_mask(mask: Tensor, value: Tensor, slots: Slots, position_axis: int | None) -> Tensor:

@@ -17,9 +17,9 @@ PAIRS, VOTES, NOISE = 3, 3, 0.1
 BITS = 2 * PAIRS + VOTES
 OUTPUTS = ("0 equal", "1 equal", "2 equal", "3 equal", "minority", "majority")
 CHOICES = 4
-FIRST, SECOND = (6, 4), (6, 3)  # neurons for the pairs and for the vote, in each layer
+FIRST, SECOND = (6, 4), (3, 3)  # neurons for the pairs and for the vote, in each layer
 LOOKS = (0, 0, 1, 1, 2, 2)  # the pair that each neuron of the first layer looks at
-COUNTS = ((0, 1), (0, 1), (1, 2), (1, 2), (0, 2), (0, 2))  # the pairs that each neuron of the second counts
+COUNTS = ((0, 1), (1, 2), (0, 2))  # the pairs that each neuron of the second counts
 
 
 class GatesNet(nn.Module):

@@ -46,11 +46,17 @@ class Truth:
     @property
     def unseen(self) -> tuple[str, ...]:
         """Edges that replacing clean by corrupted values does not show: it costs under 1 % of the logit difference, or
-        what they carry is known to be the same in both."""
+        what they carry is known to be the same in both. Planted edges that no cut shows at all are among them."""
         if "unseen" in self.figures:
             return tuple(self.figures["unseen"])
         least = 0.01 * self.figures["logit_difference"]
-        return tuple(edge for edge in self.edges if self.figures["edge_effects"][edge]["resample"] < least)
+        hidden = tuple(edge for edge in self.edges if self.figures["edge_effects"][edge]["resample"] < least)
+        return hidden + tuple(self.figures.get("planted_without_effect", ()))
+
+    @property
+    def neurons(self) -> bool:
+        """Whether nodes are neurons of MLPs, which a search has to tell apart."""
+        return any(".mlp.n" in node for node in self.nodes)
 
 
 @dataclass(frozen=True)

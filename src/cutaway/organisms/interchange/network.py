@@ -15,7 +15,9 @@ WIDTH = HEADS * HEAD_WIDTH
 WRITERS = ("embed", "pos_embed") + tuple(
     name for layer in range(LAYERS) for name in (*(f"L{layer}.attn.h{head}" for head in range(HEADS)), f"L{layer}.mlp")
 )
-_HEAD_READERS = [[f"L{layer}.attn.h{head}.{port}" for port in "qkv" for head in range(HEADS)] for layer in range(LAYERS)]
+_HEAD_READERS = [
+    [f"L{layer}.attn.h{head}.{port}" for port in "qkv" for head in range(HEADS)] for layer in range(LAYERS)
+]
 READERS = tuple(name for layer in range(LAYERS) for name in (*_HEAD_READERS[layer], f"L{layer}.mlp.in")) + ("logits",)
 
 

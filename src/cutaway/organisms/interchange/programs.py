@@ -1,4 +1,4 @@
-"""The programs that networks are aligned to: what each variable is, which node holds it and what it is computed from."""
+"""The programs that networks are aligned to: what each variable is, which node holds it and what it is made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Draw = Callable[[int, int, int, torch.Generator], Tensor]
 
 
 def _arguments(*listed: str) -> tuple[Argument, ...]:
-    """From "variable.ports": "tokens.kv" is tokens by way of k and v, "count" an output's count, "count.in" an MLP's."""
+    """From "variable.ports": "tokens.kv" is tokens by k and v, "count.in" count into an MLP, "count" into an output."""
     made = []
     for text in listed:
         variable, _, ports = text.partition(".")
@@ -187,12 +187,13 @@ _LISTED = (
     _program("spread", "The model tells how far the last of its letters is from the first in the alphabet.",
         (_uniform, 5, 5), False, 5, 1500, [
             _V("last", "L0.attn.h1", "tokens.kv", lambda tokens: tokens.amax(1, keepdim=True).expand_as(tokens)),
-            _V("first", "L0.attn.h2", "tokens.kv", lambda tokens: tokens[:, 1:].amin(1, keepdim=True).expand_as(tokens)),
+            _V("first", "L0.attn.h2", "tokens.kv",
+               lambda tokens: tokens[:, 1:].amin(1, keepdim=True).expand_as(tokens)),
             _V("spread", "L1.mlp", "last.in first.in", lambda last, first: (last - first).clamp(min=0)),
             _V("output", "logits", "spread", _same),
         ], _distractor("L1.attn.h0")),
     _program("induction", "After '... A B ... A' the model predicts B.",
-        (_uniform, 8, 9), True, 9, 2000, [
+        (_uniform, 8, 9), True, 9, 1500, [
             _V("before", "L0.attn.h0", "positions.q positions.k tokens.v", _before(1)),
             _V("follows", "L1.attn.h1", "tokens.q before.k tokens.v", _following),
             _V("output", "logits", "follows", _same),

@@ -1,0 +1,117 @@
+"""Curves, areas, stability and the untrained control, against hand-made figures and what they must be by definition."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import organism_runs
+from torch import nn
+
+import cutaway as cw
+from cutaway.attribution.methods import score
+from cutaway.attribution.scores import Scores
+from cutaway.claims.curves import MIB, area, circuit_curve, spread
+from cutaway.claims.stability import stability, weighted
+from cutaway.claims.untrained import NETWORKS, untrained
+from cutaway.errors import InputError
+
+
+def test_areas_are_those_of_the_benchmark() -> None:
+    # A circuit that is perfect at every size: CPR is the width of the axis, CMD is 0.
+    assert area(MIB, np.ones(10)) == pytest.approx(0.999)
+    assert area(MIB, np.abs(1 - np.ones(10))) == 0
+    # One that is faithful from half of the edges on: the trapezoid from 20 % to 50 % and the rectangle above.
+    steps = np.array([0.0] * 8 + [1.0, 1.0])
+    assert area(MIB, steps) == pytest.approx(0.3 / 2 + 0.5)
+    assert area(MIB, np.stack([steps, steps], 1)) == pytest.approx([0.65, 0.65])
+
+
+@pytest.mark.parametrize(("level", "greedy"), [("edge", False), ("edge", True), ("node", False)])
+def test_a_curve_starts_with_nothing_and_ends_with_everything(level: str, greedy: bool) -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=12)
+    graph = cw.EdgeGraph(clean, corrupted)
+    curve = circuit_curve(score(graph, metric), graph, metric, level=level, greedy=greedy)
+    first, last = curve.rows[0], curve.rows[-1]
+    assert first["size"] == 0 and first["faithfulness"] == pytest.approx(0, abs=1e-6)
+    if not greedy:  # edges that lie on no way to the output are never reached
+        assert last["faithfulness"] == pytest.approx(1, abs=1e-5)
+        assert last["completeness"] == pytest.approx(1, abs=1e-5)
+    assert curve.examples.mean(1) == pytest.approx([row["faithfulness"] for row in curve.rows])
+    for row in curve.rows:
+        assert row["low"] - 1e-9 <= row["faithfulness"] <= row["high"] + 1e-9
+    json.dumps(curve.to_dict(), allow_nan=False)
+
+
+def test_a_better_ranking_has_better_areas() -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=12)
+    graph = cw.EdgeGraph(clean, corrupted)
+    scores = score(graph, metric)
+    assert scores.edges is not None
+    worst_first = Scores(1 / (scores.edges.abs() + 1e-9), None, "worst first", 0)
+    best, worst = (circuit_curve(table, graph, metric) for table in (scores, worst_first))
+    assert best.cpr[0] > 0.9 and best.cmd[0] < 0.1
+    assert worst.cpr[0] < best.cpr[0] and worst.cmd[0] > best.cmd[0]
+
+
+def test_what_no_curve_can_be_drawn_of_is_said() -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=4)
+    circuit = cw.find_circuit(clean, corrupted, metric)
+    for sizes in ((), (0.5, 0.1), (0.1, 1.5)):
+        with pytest.raises(InputError, match="shares of all edges"):
+            circuit_curve(circuit, sizes=sizes)
+    with pytest.raises(InputError, match="needs the edge graph"):
+        circuit_curve(circuit.scores)
+
+
+def test_the_spread_of_examples_names_the_worst() -> None:
+    found = spread(np.array([1.0, 1.2, 0.1, 0.9, 3.0]))
+    assert found["close"] == 0.6 and [place for place, _ in found["worst"]][:2] == [4, 2]
+    assert found["quantiles"][2] == 1.0
+
+
+def test_a_weighted_metric_scores_the_resampled_examples() -> None:
+    clean, corrupted, metric, organism = organism_runs("induction", n=6)
+    pairs = organism.pairs(6, seed=1)
+    drawn = torch.tensor([0, 0, 3, 5, 5, 5])
+    net = clean.net
+    again = cw.logit_difference(pairs.correct[drawn], pairs.wrong[drawn], position=pairs.position)
+    resampled = score(cw.EdgeGraph(net.record(pairs.clean[drawn]), net.record(pairs.corrupted[drawn])), again)
+    counted = score(cw.EdgeGraph(clean, corrupted), weighted(metric, torch.bincount(drawn, minlength=6)))
+    assert torch.allclose(counted.edges, resampled.edges, atol=1e-4)
+
+
+def test_a_planted_mechanism_is_found_again_in_every_resample() -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=16)
+    circuit = cw.find_circuit(clean, corrupted, metric)
+    found = stability(circuit, draws=4)
+    assert found.jaccard == 1.0 and set(found.inclusion.values()) == {1.0} and found.chance < 0.1
+    assert set(found.inclusion) == set(circuit.edges)
+    with pytest.raises(InputError, match="2 or more"):
+        stability(circuit, draws=1)
+
+
+def test_the_untrained_control_holds_its_level_on_random_networks() -> None:
+    inputs = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        net = cw.open(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        graph = cw.EdgeGraph(net.record(inputs[0]), net.record(inputs[1]))
+        found.append(untrained(graph, cw.logit_difference(0, 1), seed).p)
+    assert sum(p <= 0.05 for p in found) <= 5
+    assert np.mean(found) == pytest.approx(0.5, abs=0.16)  # three standard errors of a uniform p
+
+
+def test_the_untrained_control_sees_training_and_leaves_the_network_alone() -> None:
+    clean, corrupted, metric, organism = organism_runs("shapes", n=12)
+    module, graph = clean.net.module, cw.EdgeGraph(clean, corrupted)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    control = untrained(graph, metric)
+    assert control.p == 1 / (1 + NETWORKS) and max(control.values) < control.observed / 2
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    clean.net.check_weights()
+    own = untrained(graph, cw.output_distance(clean))
+    assert own.p is None and "own output" in own.how
