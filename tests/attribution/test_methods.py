@@ -1,6 +1,7 @@
 """The contract that every scoring method keeps, whichever files declare methods."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -181,10 +182,11 @@ def test_unknown_options_and_metrics_of_nothing_are_refused(name: str) -> None:
         cw.score(graph, cw.custom(lambda output: output[:, 0] * 0.0, "nothing"), method=name)
 
 
+@pytest.mark.parametrize("runs", [small, pytest.param(gpt2_runs, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_it_takes_is_known_beforehand(name: str) -> None:
+def test_what_it_takes_is_known_beforehand(name: str, runs: Callable[[], tuple]) -> None:
     """The forecast is what the scores say, and no more outputs are made than that; a pass from halfway counts less."""
-    clean, corrupted, _ = gpt2_runs()
+    clean, corrupted, *_ = runs()
     graph, method = cw.EdgeGraph(clean, corrupted), method_named(name)
     given = few(method, graph)
     read = []

@@ -11,9 +11,14 @@ from cutaway.errors import InputError, SiteError
 from zoo import ZOO, case, error
 
 ATTENDING = [name for name, entry in ZOO.items() if any(part.endswith(".attn") for part in entry.expected)]
+KINDS = (  # plain, rotary and grouped, capped, relative bias, sinks, both ways, of images, in windows
+    "gpt2 eager", "llama", "gemma2", "t5", "gpt-oss", "bert", "vit", "swin",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS)) for name in ATTENDING]
+)
 def test_the_table_adds_up_to_the_recorded_score(name: str) -> None:
     trace = case(name).trace
     block = next(block for block in reversed(trace.lift().blocks) if block.kind == "attention" and not block.step)
@@ -49,6 +54,18 @@ def test_cutting_an_edge_changes_the_score_by_what_the_table_says(induction: cw.
     lost = (torch.where(pattern > 0, before - after, 0.0) * pattern).sum(1)
     column = found.key_sources.index("L0.attn.h0")
     assert error(found.table[:, :, column].sum(1), lost) <= 1e-4
+
+
+def test_a_circuits_edges_into_the_head_are_those_that_the_table_names(induction: cw.Trace) -> None:
+    pairs = organisms.load("induction").pairs(16, seed=0)
+    corrupted = induction.net.record(pairs.corrupted)
+    circuit = cw.find_circuit(induction, corrupted, cw.logit_difference(pairs.correct, pairs.wrong))
+    found = cw.explain_attention(induction, "L1.attn.h1", against="mean")
+    beside = found.beside(circuit.edges)
+    assert "L0.attn.h0 -> L1.attn.h1.k" in beside["both"]
+    into = {edge for edge in circuit.edges if edge.endswith(("L1.attn.h1.q", "L1.attn.h1.k"))}
+    assert {*beside["both"], *beside["circuit"]} == into and not into & {*beside["table"]}
+    assert max(map(abs, beside["circuit"].values()), default=0.0) < max(map(abs, beside["both"].values()))
 
 
 def test_what_cannot_be_asked(induction: cw.Trace) -> None:

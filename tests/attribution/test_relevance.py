@@ -8,6 +8,7 @@ from torch import nn
 
 import cutaway as cw
 from cutaway.attribution.edges import EdgeGraph
+from cutaway.attribution.patching import atp_star, direct
 from cutaway.attribution.relevance import lrp, relp
 from cutaway.attribution.rules import ATTNLRP, RELP, ruled
 from cutaway.errors import MetricError
@@ -72,6 +73,13 @@ def made(module_type: type[nn.Module], *args: object) -> nn.Module:
     return module_type(*args)
 
 
+WIDE = (
+    "resnet training", "unet", "densenet", "dcgan", "wavenet", "rnn relu both ways", "gru time-major", "lstm projected",
+    "lstm cells", "convolutional lstm", "capsules", "graph", "encoder and decoder", "mixture", "hypernetwork", "gpt-j",
+    "opt", "gemma3", "olmo2", "mixtral", "deepseek-v3", "mamba2", "recurrent gemma", "t5", "deberta-v2", "whisper",
+    "swin", "segformer", "dit",
+)  # fmt: skip
+FIRST = cw.custom(lambda out: out.flatten(1)[:, :5].sum(1), "first five")
 LAST = cw.custom(lambda out: out.flatten(1)[:, -1], "last")
 
 
@@ -172,6 +180,26 @@ def test_an_attention_gets_what_attnlrp_by_hand_gives_it(fused: bool) -> None:
     assert float(held["q"]) == float(held["k"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    "fused, written",
+    [(nn.functional.silu, lambda x: x * x.sigmoid()),
+     (lambda x: nn.functional.gelu(x, approximate="tanh"),
+      lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3)))))],
+)  # fmt: skip
+def test_a_nonlinearity_written_out_gets_what_one_in_a_single_call_gets(fused, written) -> None:
+    class Plain(nn.Module):
+        def __init__(self, function) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.into, self.out, self.function = nn.Linear(5, 8), nn.Linear(8, 3), function
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.function(self.into(x)))
+
+    once, parts = (relp(graph_of(Plain(function), 4, 5), LAST).nodes for function in (fused, written))
+    torch.testing.assert_close(parts, once, rtol=1e-3, atol=1e-6)
+
+
 def test_a_layer_norm_keeps_its_scale() -> None:
     """The LN-rule: as if the norm only took the mean away and multiplied by a constant."""
     torch.manual_seed(0)
@@ -202,3 +230,15 @@ def test_a_metric_that_depends_on_nothing_is_refused(method) -> None:
     constant = cw.custom(lambda logits: logits[:, 0, 0] * 0.0, name="nothing")
     with pytest.raises(MetricError, match="does not depend"):
         method(EdgeGraph(clean, corrupted), constant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WIDE)
+def test_every_kind_of_network_gets_finite_scores(name: str) -> None:
+    found = case(name)
+    args, kwargs = found.other()
+    graph = EdgeGraph(found.trace, found.net.record(*args, **kwargs))
+    for method in (relp, lrp, atp_star, direct):
+        scores = method(graph, FIRST)
+        assert bool(scores.edges.isfinite().all()) and bool(scores.nodes.isfinite().all())
+        assert bool(scores.nodes.any())

@@ -13,6 +13,7 @@ from cutaway.errors import InputError, MetricError
 from zoo import case, error
 
 IMAGES, TOKENS = ("lenet", "resnet", "alexnet"), ("gru", "gru time-major", "gpt2", "llama", "mamba", "bert")
+SLOW = ("resnet", "alexnet", "gru time-major", "llama", "bert", "mamba")
 METRIC = cw.custom(lambda out: out.reshape(len(out), -1)[:, :2].sum(1), "first two")
 DENSE = [name for name in METHODS if name != "grad-cam"]
 
@@ -34,12 +35,60 @@ def test_the_gradient_is_plain_autograds(name: str) -> None:
     assert error(cw.saliency(found.trace, METRIC, "gradient").values, slope) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [*IMAGES, *TOKENS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*IMAGES, *TOKENS)]
+)
 def test_integrated_gradients_are_complete(name: str) -> None:
     trace = case(name).trace
     found = cw.saliency(trace, METRIC, steps=300)
     assert found.facts["completeness"]["error"] <= 1e-3, found.facts
     assert found.values.shape[0] == 3 and (name in IMAGES or found.values.shape == (3, 7))
+
+
+class Straight(nn.Module):
+    """Rounds, and says that rounding has the slope of the identity."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (x.round() - x).detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "gradients", "of", "most"),
+    [
+        ("autocast and no_grad", "through detach and no_grad", "each example", 0.01),  # bfloat16 inside
+        ("graph", "the network's own", "all examples together", 0.01),  # examples are nodes
+        ("view writes", "through detach and no_grad", "all examples together", 0.1),  # jumps at a threshold
+        pytest.param("jamba", "the network's own", "each example", 0.01, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_that_the_network_cuts_off_are_led_through(name: str, gradients: str, of: str, most: float) -> None:
+    found = cw.saliency(case(name).trace, METRIC, steps=32)
+    assert found.facts["gradients"] == gradients and found.facts["completeness"]["of"].startswith(of)
+    assert found.facts["completeness"]["error"] <= most, found.facts
+
+
+def test_led_through_gradients_are_those_of_the_function() -> None:
+    found = case("autocast and no_grad")
+    module, x = found.entry.make()[0], found.args[0].clone().requires_grad_()
+    h = torch.tanh(module.a(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        g = torch.relu(module.b(h))
+    out = module.c(g.float() * torch.sigmoid(module.b(h)) + h)
+    slope = torch.autograd.grad(METRIC(out, found.net).sum(), x)[0]
+    assert error(cw.saliency(found.trace, METRIC, "gradient", through=True).values, slope) <= 1e-5
+
+
+def test_a_straight_through_estimate_is_kept_and_a_network_without_gradients_has_some() -> None:
+    x = torch.tensor([[0.3, 2.2, 3.8]])
+    found = cw.saliency(cw.open(Straight()).record(x), cw.custom(lambda out: out.sum(1)))
+    assert found.facts["gradients"] == "the network's own" and error(found.values, x) <= 1e-5
+    module = nn.Linear(3, 2)
+    closed = nn.Module()
+    closed.forward = torch.no_grad()(module.forward)
+    trace = cw.open(closed).record(x)
+    with pytest.raises(MetricError, match="through=True"):
+        cw.saliency(trace, cw.custom(lambda out: out[:, 0]), "gradient")
+    assert error(cw.saliency(trace, cw.custom(lambda out: out[:, 0])).values, module.weight[:1].detach() * x) <= 1e-5
 
 
 def test_occlusion_is_plain_forwards() -> None:

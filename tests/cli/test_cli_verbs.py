@@ -118,6 +118,13 @@ def test_circuit_at_other_grains(cutaway: CommandLine, options: tuple[str, ...])
     assert cutaway("circuit", "indirect-object", "--pairs", "4", *options).status == 0
 
 
+def test_circuit_by_another_search_of_a_size(cutaway: CommandLine) -> None:
+    how = ("--search", "greedy", "--size", "4", "--scores", "eap", "--ablation", "resample", "--limit", "40")
+    result = cutaway.json("circuit", "induction", "--pairs", "8", *how)
+    assert 0 < len(result["circuit"]["edges"]) <= 4
+    assert "no search 'acd'; choose acdc" in cutaway("circuit", "induction", "--search", "acd").err
+
+
 def test_circuit_keeps_and_verify_repeats(cutaway: CommandLine) -> None:
     kept = cutaway.json("circuit", "indirect-object", "--pairs", "8", "--project", "p")
     again = cutaway.json("verify", "p", kept["claim"][:6])

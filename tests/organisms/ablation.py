@@ -164,7 +164,9 @@ def selective(module: nn.Module, tokens: Tensor, wiring: Wiring) -> tuple[Tensor
             outputs.append((state * c[:, step]).sum(1) + block.skip[channel] * x[:, step])
         gate = F.silu(wiring.seen("embed", f"{name}.gate") @ block.gate.weight[channel] + block.gate.bias[channel])
         wiring.values[name] = torch.stack(outputs, 1) * gate
-    added = [wiring.seen(f"{scan}.c{channel}", "logits")[..., None] * block.out.weight[:, channel] for channel in channels]
+    added = [
+        wiring.seen(f"{scan}.c{channel}", "logits")[..., None] * block.out.weight[:, channel] for channel in channels
+    ]
     return module.readout(sum(added, wiring.seen("embed", "logits"))), wiring.values
 
 

@@ -17,6 +17,8 @@ from .metric import Metric
 from .mixture import evaluate
 from .scores import Scores
 
+_LESS = 1e-3  # how much less a score's size counts than what averaging changed, when some are measured
+
 
 @scoring(
     "ig-activations",
@@ -64,12 +66,12 @@ def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 64) 
     if steps < 0 or exact < 0:
         raise InputError(f"steps={steps} and exact={exact}: neither can be negative; give 0 or more.")
     (along, at_clean), slopes = _slopes(graph, metric, steps)
-    first = {write: slope[:1] for write, slope in slopes.items()}
-    found = [through_readers(graph, metric, some, lambda part, port: True) for some in (slopes, first)]
-    edges, plain = (table.nan_to_num(0.0) / graph.batch * graph.valid[:, :, None] for table in found)
+    found = through_readers(graph, metric, slopes, lambda part, port: True)
+    edges, plain = found.nan_to_num(0.0) / graph.batch * graph.valid[:, :, None]
     check_moved(edges, metric)
-    edges = _measured(graph, metric, edges, plain, exact)
-    nodes = _measured(graph, metric, along / graph.batch, at_clean / graph.batch, exact)
+    edges = _measured(graph, metric, edges, plain, graph.valid[:, :, None] & graph.moving, exact)
+    moving = graph.valid.any(0)[:, None] & graph.moving
+    nodes = _measured(graph, metric, along / graph.batch, at_clean / graph.batch, moving, exact)
     facts = {"baseline": graph.baseline, "steps": steps, "exact": exact}
     return Scores(edges, nodes, f"local, {steps} steps, {exact} exact", _local_passes(graph, steps, exact), facts)
 
@@ -114,11 +116,10 @@ def _slopes(graph: EdgeGraph, metric: Metric, steps: int) -> tuple[tuple[Tensor,
     return (along, nodes), slopes
 
 
-def _measured(graph: EdgeGraph, metric: Metric, scores: Tensor, plain: Tensor, count: int) -> Tensor:
-    """Scores with `count` of them made exact: those that differ most from `plain` ones, else the largest."""
-    doubt = (scores - plain).abs().flatten()
-    worth = doubt if doubt.any() else scores.abs().flatten()
-    places = worth.topk(min(count, int(worth.count_nonzero()))).indices
+def _measured(graph: EdgeGraph, metric: Metric, scores: Tensor, plain: Tensor, valid: Tensor, count: int) -> Tensor:
+    """Scores with `count` of the valid ones made exact: those that differ most from `plain` ones, then the largest."""
+    worth = torch.where(valid, (scores - plain).abs() + _LESS * scores.abs(), -1.0).flatten()
+    places = worth.topk(min(count, int(valid.sum()))).indices
     if not len(places):
         return scores
     masks = torch.ones(len(places) + 1, *graph.shape(), dtype=torch.bool)
@@ -134,4 +135,4 @@ def _measured(graph: EdgeGraph, metric: Metric, scores: Tensor, plain: Tensor, c
 def _local_passes(graph: EdgeGraph, steps: int, exact: int) -> float:
     """Passes by gradient along ways, blocks run again, and worlds of which half the network is run."""
     measured = min(exact, int(graph.valid.sum())) + min(exact, int(graph.valid.any(0).sum()))
-    return 2 + 2 * steps * _share_after(graph) + 2 * reader_cost(graph, lambda part, port: True) + measured / 2
+    return 2 + 2 * steps * _share_after(graph) + reader_cost(graph, lambda part, port: True) + measured / 2

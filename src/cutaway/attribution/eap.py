@@ -193,7 +193,7 @@ class Carried:
                     "write it with differentiable torch functions."
                 )
             return list(torch.autograd.grad(total, [logits], allow_unused=True))
-        if received is None:
+        if received is None or (cut.made is not None and not cut.made.requires_grad):
             return [None] * len(cut.part.ports)
         if cut.made is None:
             return [received] * len(cut.part.ports)
@@ -207,6 +207,8 @@ class Carried:
             if key[0] != write:
                 continue
             made = self.made[key]
+            if made is not None and not made.requires_grad:
+                continue  # the network made it under no_grad
             if made is not None:
                 gradient = torch.autograd.grad(made, self.leaves[write], gradient, retain_graph=True)[0]
             total = gradient if total is None else total + gradient

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -16,10 +18,13 @@ from ..lift import Lifted
 from ..lift.axes import channel_axis
 from ..run.interventions import apply
 from ..run.replay import execute, plan
+from ..run.structure import Ref
+from ..run.tape import Call
 from ..run.trace import Trace
 from ..run.worlds import over
 from .metric import Metric
 
+_CUTS: tuple[Callable[..., Any], ...] = (torch.Tensor.detach,)
 _BYTES = 1 << 28  # of the values that the worlds of one batch make
 Rows = dict[str, Tensor]
 
@@ -65,23 +70,54 @@ class Inputs:
         with torch.no_grad():
             return torch.cat([self._measured(chunk) for chunk in self._chunks(rows)])
 
-    def gradients(self, rows: Rows) -> tuple[Tensor, Rows]:
-        """[worlds, batch] the metric, and its gradients in the form of the rows."""
-        totals, slopes = [], []
+    def gradients(self, rows: Rows, weights: Tensor | float = 1.0) -> Rows:
+        """The gradients, in the form of the rows, of the metric summed over examples, by `weights` if given."""
+        slopes = []
         for chunk in self._chunks(rows):
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in chunk.items()}
             with torch.enable_grad():
                 measured = self._measured(leaves)
-            found = self._slopes(measured, list(leaves.values()))
-            totals.append(measured.detach())
+            found = self._slopes(measured * weights, list(leaves.values()))
             slopes.append(dict(zip(leaves, found, strict=True)))
-        return torch.cat(totals), {name: torch.cat([part[name] for part in slopes]) for name in rows}
+        return {name: torch.cat([part[name] for part in slopes]) for name in rows}
+
+    def mixed(self) -> bool:
+        """Whether an example's metric depends on other examples' inputs, as between the nodes of one graph."""
+        batch = len(next(iter(self.values.values())))
+        order = torch.arange(batch)  # powers of two, which scale a gradient without rounding it
+        weights = 2.0 ** (order % 13 - 6) * (1 - 2 * (order // 13 % 2))
+        plain, weighted = self.gradients(self.rows()), self.gradients(self.rows(), weights)
+        for name, slope in plain.items():
+            apart = slope * weights.to(slope).view(-1, *[1] * (slope.ndim - 2))
+            if bool((weighted[name] - apart).abs().max() > 1e-4 * weighted[name].abs().max()):
+                return True
+        return False
+
+    def differentiable(self) -> bool:
+        """Whether gradients reach the inputs in the network as it is."""
+        with torch.enable_grad():
+            return self._measured({name: row.requires_grad_() for name, row in self.rows().items()}).requires_grad
+
+    def uncut(self) -> Inputs | None:
+        """The same with gradients through `detach` and `no_grad` blocks of the network; None where there are none."""
+        tape, calls = self.tape, list(self.tape.calls)
+        moving = tape.graph.cone(set(self.sources.values()))
+        met = [step.op for step in self.steps.steps if not moving.isdisjoint(tape.graph.ops[step.op].inputs)]
+        cut = [op for op in met if not calls[op].grad or calls[op].func in _CUTS]
+        if not cut:
+            return None
+        for op in met:
+            calls[op] = _led(calls[op])
+        found = copy(self)
+        found.tape = replace(tape, calls=calls)
+        return found
 
     def _slopes(self, measured: Tensor, leaves: list[Tensor]) -> list[Tensor]:
         if not measured.requires_grad:
             raise MetricError(
                 f"The metric '{self.metric.name}' has no gradient at the inputs (detach, no_grad, numpy or argmax); "
-                "write it with differentiable torch functions, or use the method 'occlusion'."
+                "write it with differentiable torch functions, give through=True where it is the network that cuts the "
+                "gradient off, or use the method 'occlusion'."
             )
         found = torch.autograd.grad(measured.sum(), leaves, allow_unused=True)
         return [torch.zeros_like(leaf) if part is None else part for leaf, part in zip(leaves, found, strict=True)]
@@ -207,6 +243,16 @@ class Inputs:
             output = self.trace.replay(apply(site, lambda x: x + delta)).logits
             measured = self.metric(output, self.trace.net)
         return value, self._slopes(measured, [delta])[0]
+
+
+def _led(call: Call) -> Call:
+    """A call that a gradient can pass. Results that are written into a given tensor are returned instead."""
+    if call.func in _CUTS:
+        return replace(call, func=torch.Tensor.view_as, args=(call.args[0], call.args[0]), slots=None, grad=True)
+    if [place for place, _ in call.written] == ["out"] and isinstance(call.kwargs["out"], Ref):
+        kept = {name: given for name, given in call.kwargs.items() if name != "out"}
+        return replace(call, kwargs=kept, slots=None, results=(call.written[0][1],), written=(), grad=True)
+    return call if call.grad else replace(call, grad=True)
 
 
 def _instead(row: Tensor, recorded: Tensor) -> Tensor:

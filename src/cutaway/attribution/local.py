@@ -25,13 +25,14 @@ Chosen = Callable[[Part, Port], bool]
 
 @torch.no_grad()
 def through_readers(graph: EdgeGraph, metric: Metric, slopes: Mapping[int, Tensor], chosen: Chosen) -> Tensor:
-    """[readers, writers, positions]: what the metric loses, summed over examples, by each edge into `chosen` reads.
+    """[2, readers, writers, positions]: what the metric loses, summed over examples, by each edge into `chosen` reads,
+    with gradients along the way that its reader's write goes, and with those at the clean run alone.
 
     `slopes` [points, *write] are the metric's gradients at writes, at points evenly spaced from a write's clean to its
     ablated value, everything before it as in the clean run; one point is the clean run. Edges into other reads are NaN;
     an edge that a cell has at several steps counts at each.
     """
-    edges = torch.zeros(graph.shape())
+    edges = torch.zeros(2, *graph.shape())
     seen = torch.zeros(len(graph.readers), dtype=torch.bool)
     for part in graph.parts:
         ports = [port for port in part.ports if port.feeds and chosen(part, port)]
@@ -41,7 +42,7 @@ def through_readers(graph: EdgeGraph, metric: Metric, slopes: Mapping[int, Tenso
             seen[port.rows] = True
         if part.block.write < 0 or part.block.write in slopes:
             _Reads(graph, metric, part, slopes).add(ports, edges)
-    edges[~seen] = float("nan")
+    edges[:, ~seen] = float("nan")
     return edges
 
 
@@ -80,9 +81,10 @@ class _Reads:
                 size = max(1, _NUMBERS // (self.reads[port.value].numel() + self.whole.numel()))
                 made = torch.cat([self._effects(port, write, chunk, apart) for chunk in masks.split(size)])
                 columns = self.graph.columns[write]
-                found = made.view(len(columns), -1, made.shape[1]).movedim(2, 0)  # [readers, writers, positions]
-                found = torch.nn.functional.pad(found, (0, self.graph.positions - found.shape[2]))
-                edges.index_put_((port.rows[:, None], columns[None, :]), found.to(edges), accumulate=True)
+                found = made.view(len(columns), -1, *made.shape[1:]).permute(3, 2, 0, 1)
+                found = torch.nn.functional.pad(found, (0, self.graph.positions - found.shape[3]))
+                for table, part in zip(edges, found.to(edges), strict=True):
+                    table.index_put_((port.rows[:, None], columns[None, :]), part, accumulate=True)
 
     def _masks(self, write: int) -> Tensor:
         """[slots × positions, slots, positions]: what is ablated, one place at a time."""
@@ -91,7 +93,7 @@ class _Reads:
         return torch.eye(slots * counted, dtype=torch.bool).view(-1, slots, counted)
 
     def _effects(self, port: Port, write: int, masks: Tensor, apart: bool) -> Tensor:
-        """[places, read slots]: what the metric loses by each ablation, as each slot of the port alone sees it."""
+        """[places, read slots, 2]: what the metric loses by each ablation, as each slot of the port alone sees it."""
         graph, block = self.graph, self.graph.writes[write]
         clean, axis = graph.clean[write], graph.position_axis(write)
         spread = torch.stack([slot_mask(mask, clean, block.slots, axis) for mask in masks])
@@ -122,24 +124,25 @@ class _Reads:
         return reads[write] if inside is None else self.graph.run(inside, reads)[write]
 
     def _lost(self, port: Port, read: Tensor) -> Tensor:
-        """[places, read slots]: what the metric loses by each version of a read."""
+        """[places, read slots, 2]: what the metric loses by each version of a read."""
         if self.slope is None:
-            return torch.stack([(self.whole - self._made({port.value: row})).sum()[None] for row in read])
+            return torch.stack([(self.whole - self._made({port.value: row})).sum().expand(1, 2) for row in read])
         made = over(lambda world: self._made(world), {port.value: read})
         sums = torch.stack([self._along(self.whole - row) for row in made])
         return sums.unflatten(1, (min(port.slots.count, sums.shape[1]), -1)).sum(2)
 
     def _along(self, change: Tensor) -> Tensor:
-        """[slots]: a change of the write times the gradient's mean over the part of the way that the change makes up.
+        """[slots, 2]: a change of the write times the gradient's mean over the part of the way that the change makes
+        up, and times the first gradient.
 
         How far a slot goes is the size of its change by that of ablating it.
         """
         assert self.slope is not None
         write, slots = self.part.block.write, self.part.block.slots
         gains = torch.stack([per_slot(change * slope, slots, 1, None)[:, :, 0] for slope in self.slope])
-        steps = len(gains) - 1
+        steps, first = len(gains) - 1, gains[0].sum(1)
         if not steps:
-            return gains[0].sum(1)
+            return torch.stack([first, first], 1)
         whole = self.graph.clean[write] - self.graph.corrupted[write]
         went, way = (per_slot(moved.square(), slots, 1, None)[:, :, 0] for moved in (change, whole))
         share = (went / way.clamp_min(_TINY)).sqrt().clamp(max=1) * steps
@@ -148,7 +151,8 @@ class _Reads:
         before = torch.cat([torch.zeros_like(gains[:1]), ((gains[1:] + gains[:-1]) / 2).cumsum(0)])
         low, high = gains.gather(0, last)[0], gains.gather(0, last + 1)[0]
         area = before.gather(0, last)[0] + rest * (low + (high - low) * rest / 2)
-        return torch.where(share > _NEAR, area / share.clamp_min(_NEAR), gains[0]).sum(1)
+        mean = torch.where(share > _NEAR, area / share.clamp_min(_NEAR), gains[0])
+        return torch.stack([mean.sum(1), first], 1)
 
     def _apart(self, port: Port) -> bool:
         """Whether each slot of a read reaches its own slots of the write alone, so that all can change at once."""

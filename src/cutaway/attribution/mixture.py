@@ -45,11 +45,11 @@ def evaluate(
     """
     end = alone(graph, metric)
     size = _worlds(graph, masks)
-    found = []
+    found, ablated = [], dict[int, Tensor]()
     for start in range(0, len(masks), size):
         some = slice(start, start + size)
         part = (sent[0][some], sent[1]) if sent is not None else None
-        found.append(_Evaluation(graph, metric, masks[some], end, part).run())
+        found.append(_Evaluation(graph, metric, masks[some], end, part, ablated).run())
     return torch.cat(found)
 
 
@@ -86,11 +86,16 @@ class _Worlds:
 class _Evaluation:
     """One batch of circuits: the worlds of every write so far, and of every contribution."""
 
-    def __init__(self, graph: EdgeGraph, metric: Metric, masks: Tensor, end: Alone | None, sent: Sent | None) -> None:
+    def __init__(
+        self, graph: EdgeGraph, metric: Metric, masks: Tensor, end: Alone | None, sent: Sent | None,
+        ablated: dict[int, Tensor],
+    ) -> None:  # fmt: skip
         self.graph, self.metric, self.masks, self.end, self.sent = graph, metric, masks, end, sent
+        self.ablated = ablated  # contributions of ablated writes by value, shared by all batches
         self.current: dict[int, _Worlds] = {}
         self.contributions: dict[tuple[int, int], dict[int, Tensor]] = {}
-        self.apart: dict[tuple[int, int], Tensor] = {}
+        # What each slot adds to a sum, [worlds, slots, numbers], and where the slots of each contribution lie.
+        self.apart, self.places = torch.empty(0, 0, 0), dict[tuple[int, int], slice]()
         # What was made on the way to a projection, by the hash of the mixture: queries, keys and values share it.
         self.met: tuple[int, dict[int, Tensor]] = (-1, {})
 
@@ -195,27 +200,44 @@ class _Evaluation:
     def _by_product(self, port: Port, target: int, summed: Total, rows: Tensor, owner: Tensor) -> Tensor:
         """The target from the base of ablated contributions and, for each world, masks × differences."""
         graph = self.graph
-        ablated = {
-            stem.value: graph.run(stem.steps, {stem.feed: graph.corrupted[stem.feed]})[stem.value]
-            if stem.steps is not None
-            else graph.corrupted[stem.feed]
-            for stem in port.stems
-        }
-        base = graph.run(summed.to, ablated)[summed.at] if summed.at not in ablated else ablated[summed.at]
-        columns = torch.cat([graph.columns[stem.feed] for stem in port.stems])
         for stem in port.stems:
-            if (stem.feed, stem.value) not in self.apart:
-                versions = self.current[stem.feed].rows
-                self.apart[stem.feed, stem.value] = differences(graph, stem.feed, stem.steps, stem.value, versions)
+            if stem.value not in self.ablated:
+                given = {stem.feed: graph.corrupted[stem.feed]}
+                self.ablated[stem.value] = graph.run(stem.steps, given)[stem.value] if stem.steps else given[stem.feed]
+        ablated = {stem.value: self.ablated[stem.value] for stem in port.stems}
+        base = graph.run(summed.to, ablated)[summed.at] if summed.at not in ablated else ablated[summed.at]
+        stems = self._fill(port, base.numel())
+        columns = torch.cat([graph.columns[stem.feed] for stem in stems])
+        places = [self.places[stem.feed, stem.value] for stem in stems]
+        near = all(one.stop == two.start for one, two in zip(places, places[1:], strict=False))
         made = base.new_empty(len(rows), base.numel())
         for world in torch.unique(owner).tolist():
-            here = owner == world
-            parts = [self.apart[s.feed, s.value][self.current[s.feed].index[world]].flatten(1) for s in port.stems]
-            made[here] = torch.addmm(base.flatten()[None], rows[here][:, columns, 0].to(base), torch.cat(parts))
+            here, apart = owner == world, self.apart[world]
+            parts = apart[places[0].start : places[-1].stop] if near else torch.cat([apart[place] for place in places])
+            made[here] = torch.addmm(base.flatten()[None], rows[here][:, columns, 0].to(base), parts)
         sums = made.view(len(rows), *base.shape)
         if summed.at == target:
             return sums
         return over(lambda world: graph.run(summed.rest, world)[target], {summed.at: sums})
+
+    def _fill(self, port: Port, numbers: int) -> list[Stem]:
+        """The stems in the order in which their slots' differences lie in `apart`; new ones are put there."""
+        graph = self.graph
+        if self.apart.shape[2] != numbers:
+            slots = sum(len(graph.columns[value]) for value in graph.writes)
+            self.apart, self.places = torch.empty(len(self.masks), slots, numbers, dtype=self.apart.dtype), {}
+        for stem in port.stems:
+            if (stem.feed, stem.value) not in self.places:
+                current = self.current[stem.feed]
+                found = differences(graph, stem.feed, stem.steps, stem.value, current.rows).flatten(2)
+                start = max((place.stop for place in self.places.values()), default=0)
+                place = slice(start, start + found.shape[1])
+                self.places[stem.feed, stem.value] = place
+                self.apart = self.apart.to(found)
+                while place.stop > self.apart.shape[1]:  # a write that contributes in several ways
+                    self.apart = torch.cat([self.apart, torch.empty_like(self.apart)], 1)
+                self.apart[:, place] = found[current.index]
+        return sorted(port.stems, key=lambda stem: self.places[stem.feed, stem.value].start)
 
     def _keys(self, value: int, rows: Tensor, owner: Tensor) -> Tensor:
         """[rows]: equal where rows see the same version of a write through the same mask."""

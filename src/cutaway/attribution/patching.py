@@ -127,7 +127,7 @@ def _patched(graph: EdgeGraph, metric: Metric, method: str, grad_drop: bool, exa
         made, sums, slopes = _carried_back(graph, metric, sources_at(graph, 1.0), dropped)
         if exact:
             slopes = {write: slope[None] for write, slope in slopes.items() if write not in dropped}
-            again = through_readers(graph, metric, slopes, _in_pattern)
+            again = through_readers(graph, metric, slopes, _in_pattern)[0]
             sums += (again - made).nan_to_num(0.0).sum(0)
             made = torch.where(again.isnan(), made, again)
         for write in dropped:  # what a layer that is passed by writes reaches nothing

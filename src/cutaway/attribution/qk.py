@@ -11,6 +11,7 @@ makes of each number of k; what writers add to these numbers is made by the froz
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +71,22 @@ class QKAttribution:
         ):  # fmt: skip
             found |= {f"{name} -> {reads}": float(part) for name, part in zip(names, sums, strict=True)}
         return {name: part for name, part in found.items() if not name.startswith((f"{BIAS} ->", f"{POSITION} ->"))}
+
+    def beside(self, edges: Iterable[str], least: float = 0.05) -> dict[str, dict[str, float]]:
+        """A circuit's `edges` next to this table: those into this head's q and k that are in "both", in the "circuit"
+        alone or in the "table" alone, with what the score loses without each.
+
+        The table names an edge from `least` of its largest one on.
+        """
+        parts = self.edges()
+        floor = least * max((abs(part) for part in parts.values()), default=0.0)
+        named = {name for name, part in parts.items() if abs(part) >= floor}
+        inside = {edge for edge in edges if edge.endswith(tuple(f" -> {read}" for read in self.readers))}
+        sorts = {"both": inside & named, "circuit": inside - named, "table": named - inside}
+        return {
+            sort: {name: parts.get(name, 0.0) for name in sorted(found, key=lambda name: -abs(parts.get(name, 0.0)))}
+            for sort, found in sorts.items()
+        }
 
     def __str__(self) -> str:
         rows = [f"{value:+10.4f}  {query} · {key}" for query, key, value in self.top()]
@@ -195,7 +212,7 @@ class _Inside:
             slope = _slope(chosen(self.score(q, k)).sum(), q, True)
             places = self._places(self._rows(slope.detach(), 0).ne(0))
             held = self._rows(slope, 0)[:, places]  # [batch, numbers of q]
-            across = [self._rows(_slope(number, k, True).detach(), 1) for number in held.sum(0)]
+            across = [self._rows(found, 1) for found in _slopes(held.sum(0), k)]
             bare = _slope(chosen(self.score(q, zero_k)).sum(), q)
             only = _slope(chosen(self.score(zero_q, k)).sum(), k)
             constant = chosen(self.score(zero_q, zero_k)).detach()
@@ -249,6 +266,18 @@ def _slope(number: Tensor, at: Tensor, again: bool = False) -> Tensor:
     if number.requires_grad:
         (found,) = torch.autograd.grad(number, at, retain_graph=again, create_graph=again, allow_unused=True)
     return torch.zeros_like(at) if found is None else found
+
+
+def _slopes(numbers: Tensor, at: Tensor) -> Tensor:
+    """The gradient of every number, [numbers, *at]: all at once, or one by one where an op has no batching rule."""
+    if not len(numbers) or not numbers.requires_grad:
+        return at.new_zeros(len(numbers), *at.shape)
+    try:
+        each = torch.eye(len(numbers)).to(numbers)
+        (found,) = torch.autograd.grad(numbers, at, each, retain_graph=True, is_grads_batched=True, allow_unused=True)
+    except RuntimeError:
+        return torch.stack([_slope(number, at, True).detach() for number in numbers])
+    return at.new_zeros(len(numbers), *at.shape) if found is None else found.detach()
 
 
 def _held(tape: Tape, flow: Flow, ops: list[int]) -> Tape:

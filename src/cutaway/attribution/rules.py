@@ -22,7 +22,7 @@ from ..graph import Op
 from ..lift import ops
 from ..lift.flow import Flow
 from ..lift.frozen import arguments, linear_norm
-from ..lift.norms import scale_of
+from ..lift.norms import DIVISIONS, scale_of
 from ..lift.ops import active, sort_name
 from ..run.structure import Ref
 from ..run.tape import Call
@@ -79,8 +79,14 @@ def half(made: Made) -> Any:
     return made.run({place: _part(made[place], 1 / len(made.places)) for place in made.places})
 
 
+def ratio(made: Made) -> Any:
+    """A division by an activation: what it is divided by is held, as a norm's scale is."""
+    below = 0 if made.name == "rtruediv" else 1
+    return made.run({place: made[place].detach() for place in made.places if place in (below, "other")})
+
+
 def signal(made: Made) -> Any:
-    """A product of activations in a recurrence: gates are held, and what they let through receives all."""
+    """A product of which a part is held, a gate say: what it lets through receives all."""
     if not made.gates or len(made.gates) == len(made.places):
         return half(made)
     return made.run({place: made[place].detach() for place in made.gates})
@@ -135,12 +141,14 @@ def _given(made: Made) -> dict[str, Any]:
 
 Table = Mapping[str, Rule]
 # What an op is besides its name: see `_sort`.
-SCALE, PATTERN, GATED = "a norm's scale", "an attention's pattern", "a product in a recurrence"
+SCALE, PATTERN, GATED = "a norm's scale", "an attention's pattern", "a product that gates"
 WRITER = "head_results"
 _MULTIPLIES = (ops.PRODUCTS | ops.CONTRACTION) - frozenset("where masked_fill lerp".split())
+_DIVIDES = DIVISIONS | {"rtruediv"}
 LN_RULE: Table = {**dict.fromkeys(ops.NORMS, norm), SCALE: scale_held, WRITER: writer_norm}
 _BOTH: Table = {
-    **dict.fromkeys(ops.ELEMENTWISE, quotient), **dict.fromkeys(_MULTIPLIES, half), GATED: signal, **LN_RULE
+    **dict.fromkeys(ops.ELEMENTWISE, quotient), **dict.fromkeys(_MULTIPLIES, half), **dict.fromkeys(_DIVIDES, ratio),
+    GATED: signal, **LN_RULE,
 }  # fmt: skip
 RELP: Table = {**_BOTH, PATTERN: held, ops.SDPA: pattern_held}
 ATTNLRP: Table = {**_BOTH, ops.SDPA: shared}
@@ -174,9 +182,21 @@ def _sort(flow: Flow, op: Op, patterns: set[int], looped: set[int]) -> tuple[str
         return PATTERN, []
     if (scale := scale_of(flow, op, lambda value: True)) is not None:
         return SCALE, [scale]
-    if op.index in looped and name in _MULTIPLIES and len(moving) > 1:
+    if name in _MULTIPLIES - DIVISIONS and len(moving) == 2 and (own := _own_factor(flow, moving)):
+        return GATED, own
+    if op.index in looped and name in _MULTIPLIES - DIVISIONS and len(moving) > 1:
         return GATED, [value for value in moving if _is_gate(flow, value)]
     return name, []
+
+
+def _own_factor(flow: Flow, factors: list[int]) -> list[int]:
+    """The factor g(x) of a nonlinearity written out as x · g(x), as GELU and SiLU may be; nothing in other products."""
+    for value, other in (factors, factors[::-1]):
+        origins = flow.back(value, flow.is_soft)
+        ends = flow.back(other, lambda op: flow.is_soft(op) or flow.is_bend(op))
+        if ends == origins and flow.back(other, flow.is_soft) != origins:
+            return [other]
+    return []
 
 
 _GATES = frozenset("sigmoid hardsigmoid exp softplus".split())

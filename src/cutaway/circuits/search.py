@@ -26,6 +26,7 @@ from .task import WORLDS, Goal, Progress, Spent, Task
 MEMORY = 8 << 30  # bytes that a search may hold, unless told
 _GRAPH = ("positions", "neurons", "seed")
 _SHARED = (*_GRAPH, "method_options", "memory")
+_FIXED = 40 << 20  # bytes that torch takes for its own
 _TIGHT = 1e-4  # what rounding may do to a faithfulness of 1
 
 
@@ -129,7 +130,8 @@ class Plan:
     def graph(self, clean: Trace, corrupted: Trace | None, baseline: Baseline) -> EdgeGraph:
         """The edge graph. Raises InputError when there is nothing to compare or the size is beyond it."""
         graph = edge_graph(clean, corrupted, baseline, {k: v for k, v in self.shared.items() if k in _GRAPH})
-        table = (graph.valid[:, :, None] & graph.moving) if self.level == "edge" else graph.moving
+        table = graph.valid[:, :, None] & graph.moving
+        table = table if self.level == "edge" else table.any(0)
         if self.goal.size is not None and self.goal.size > int(table.sum()):
             raise InputError(
                 f"A circuit of {self.goal.size:,} {self.level}s is wanted and {int(table.sum()):,} differ between "
@@ -243,14 +245,18 @@ def edge_graph(clean: Trace, corrupted: Trace | None, baseline: Baseline, option
 
 
 def needed_bytes(graph: EdgeGraph) -> int:
-    """About how many bytes it takes to measure circuits on a graph: worlds of every write, their masks, and chunks."""
-    held = sum(value.numel() * value.element_size() for value in graph.clean.values())
+    """About how many bytes it takes to measure circuits on a graph: worlds of every write, their masks, and mixtures.
+
+    Mixtures are held several times over on their way into a read; measured on convolutions and transformers.
+    """
+    sizes = [value.numel() for value in graph.clean.values()]
+    each = max(value.element_size() for value in graph.clean.values())
     widest = max((len(columns) for columns in graph.columns.values()), default=1)
     slots = max((len(port.rows) for part in graph.parts for port in part.ports), default=1)
     masks = 5 * math.prod(graph.shape()) + 24 * slots * widest * graph.positions
-    largest = max(value.numel() * value.element_size() for value in graph.clean.values())
-    chunk = min(4 * BUDGET, WORLDS * slots * largest)
-    return int(2 * held + WORLDS * (2 * held + masks) + 3 * chunk)
+    worlds = min(WORLDS, max(8, 8 * BUDGET // sum(sizes)))  # as many as `evaluate` takes together
+    mixtures = slots * min(8 * BUDGET / len(graph.writers), worlds * max(sizes))
+    return int(_FIXED + worlds * masks + each * (2 * (worlds + 1) * sum(sizes) + 10 * mixtures))
 
 
 def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:

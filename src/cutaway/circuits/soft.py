@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.edges import EdgeGraph, Port
+from ..attribution.wiring import Stem
 from ..lift.blocks import Slots, slot_mask
 from ..run.worlds import over
 
@@ -47,17 +48,18 @@ def _read(
     if not port.stems:
         return graph.run(port.merge, {})[port.value]
     rows = gates[port.rows]  # [slots, writers, positions]
-    met = {stem.value: _mixture(graph, stem.feed, rows, current[stem.feed], carried[stem.feed]) for stem in port.stems}
-    for stem in port.stems:
-        steps = stem.steps
-        if steps is not None:
-            mixed = {stem.feed: met[stem.value]}
-            met[stem.value] = over(lambda world, to=stem.value, by=steps: graph.run(by, world)[to], mixed)
+    met = {stem.value: _contribution(graph, stem, rows, current[stem.feed], carried[stem.feed]) for stem in port.stems}
     if port.value in met:
         arrived = met[port.value]
     else:
         arrived = over(lambda world: graph.run(port.merge, world)[port.value], met)
     return arrived[0] if len(arrived) == 1 else diagonal(arrived, port.slots)
+
+
+def _contribution(graph: EdgeGraph, stem: Stem, rows: Tensor, clean: Tensor, ablated: Tensor) -> Tensor:
+    """[slots, …]: what a write contributes to a read, as each reader slot sees it."""
+    mixed, steps = _mixture(graph, stem.feed, rows, clean, ablated), stem.steps
+    return mixed if steps is None else over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: mixed})
 
 
 def _mixture(graph: EdgeGraph, value: int, rows: Tensor, clean: Tensor, ablated: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def equivalence(kept: Float[np.ndarray, " batch"], good: Float[np.ndarray, " bat
     apart = abs(np.arange(n + 1) / n - 0.5) >= abs(share - 0.5) - 1e-12
     p = float(min(binomial(n, 0.5 + epsilon)[apart].sum(), 1.0))
     null = f"the circuit is better than the network on {0.5 - epsilon:.0%} to {0.5 + epsilon:.0%} of examples"
-    return Test("equivalence", null, share, p, n, p <= LEVEL, "one test", _PAPER)
+    return Test("equivalence", null, share, p, n, p <= LEVEL, "no correction", _PAPER)
 
 
 def independence(
@@ -53,13 +53,13 @@ def independence(
     null = "the complement's metric is independent of the network's"
     one, other = _centred_kernel(lost), _centred_kernel(good)
     if one is None or other is None:
-        return Test("independence", null, 0.0, 1.0, n, False, "one test", f"{_PAPER}; one side does not vary")
+        return Test("independence", null, 0.0, 1.0, n, False, "no correction", f"{_PAPER}; one side does not vary")
     observed = float((one * other).sum())
     random = np.random.default_rng(seed)
     orders = [random.permutation(n) for _ in range(draws)]
     null_draws = np.array([float((one * other[np.ix_(order, order)]).sum()) for order in orders])
     p = float((1 + (null_draws >= observed * (1 - 1e-12)).sum()) / (1 + draws))
-    return Test("independence", null, observed / n**2, p, n, p <= LEVEL, "one test", _PAPER)
+    return Test("independence", null, observed / n**2, p, n, p <= LEVEL, "no correction", _PAPER)
 
 
 def _centred_kernel(values: np.ndarray) -> np.ndarray | None:

@@ -65,18 +65,15 @@ def trained(control: Control, own_output: bool) -> Finding:
         text = f"not shown to come from training: {control.how}"
         return Finding((), (Reason("trained", False, text, not own_output),))
     finite = [value for value in control.values if math.isfinite(value)]
-    shown = _share(finite, control.observed)
-    text = f"with its weights in random order the network has {shown} of the behaviour on average; p = {control.p:.3f}"
-    how = f"share of {control.how} that show as much of the behaviour, +1 corrected"
+    best = f"at most {max(finite):.1f}" if finite else "none"
+    text = (
+        f"examples differ by {control.observed:.1f} standard deviations; with weights in random order by {best}; "
+        f"p = {control.p:.3f}"
+    )
+    how = f"share of {control.how} where clean and corrupted differ by as many standard deviations, +1 corrected"
     details = {"observed": control.observed, "values": finite, "how": control.how}
     evidence = Evidence("untrained p", control.p, None, None, "lower", how)
     return Finding((evidence,), (Reason("trained", control.p <= SIGNIFICANT, text),), {"untrained": details})
-
-
-def _share(values: Sequence[float], observed: float) -> str:
-    if not values or abs(observed) < 1e-12:
-        return "nothing to compare"
-    return f"{abs(round(float(np.mean(values)) / observed, 3)):.0%}"
 
 
 def faithful(found: Measured) -> Finding:

@@ -1,4 +1,4 @@
-"""The control of a behaviour: does the same network show it with its weights in random order?
+"""The control of a behaviour: does the same network show it as clearly with its weights in random order?
 
 The entries of each weight tensor are permuted, which keeps their distribution and destroys what training put there
 (after Adebayo et al. 2018, "Sanity checks for saliency maps", arXiv:1810.03292). On a network whose weights are random
@@ -27,8 +27,9 @@ NETWORKS = 39  # so the smallest p-value is 1 in 40
 
 @dataclass(frozen=True)
 class Control:
-    """The behaviour of the network and of permuted ones, and how often those have at least as much, +1 corrected. There
-    is no p-value where the control cannot be made; `how` says why."""
+    """How far the metric separates clean from corrupted examples, in standard deviations of examples, in the network and
+    in permuted ones, and how often those do as well, +1 corrected. There is no p-value where the control cannot be
+    made; `how` says why."""
 
     observed: float
     values: tuple[float, ...]
@@ -37,11 +38,11 @@ class Control:
 
 
 def untrained(graph: EdgeGraph, metric: Metric, seed: int = 0) -> Control:
-    """Compare the behaviour, the metric's mean difference between the runs, with that of permuted networks; without a
-    corrupted run, the metric's mean. A metric that is a distance from the network's own output has no such control:
-    every network has an output of its own.
+    """Compare how well the metric separates the clean from the corrupted examples (from 0, without a corrupted run)
+    with how well it does in permuted networks. A metric that is a distance from the network's own output has no such
+    control: every network has an output of its own.
     """
-    observed = _behaviour(graph, metric, graph.net)
+    observed = _separation(graph, metric, graph.net)
     if metric.facts.get("kind") in OWN_OUTPUT:
         return Control(observed, (), None, f"every network has an {metric.name} from its own output")
     try:
@@ -50,7 +51,7 @@ def untrained(graph: EdgeGraph, metric: Metric, seed: int = 0) -> Control:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Control(observed, (), None, f"the network cannot be copied: {reason}")
     with torch.random.fork_rng(devices=[]):
-        values = tuple(_behaviour(graph, metric, _opened(net, graph.net)) for net in _permuted(twin, NETWORKS, seed))
+        values = tuple(_separation(graph, metric, _opened(net, graph.net)) for net in _permuted(twin, NETWORKS, seed))
     how = f"{NETWORKS} networks, this one with each tensor's weights permuted (seed {seed})"
     # A network that breaks down counts as one that does as well.
     as_good = sum(not value < observed for value in values)
@@ -77,10 +78,15 @@ def _opened(module: nn.Module, like: Network) -> Network:
 
 
 @torch.no_grad()
-def _behaviour(graph: EdgeGraph, metric: Metric, net: Network) -> float:
+def _separation(graph: EdgeGraph, metric: Metric, net: Network) -> float:
+    """The difference between the sides' means over the deviation of examples from them, which has no scale."""
     sides = [_output(net, side) for side in (graph.clean_trace, graph.corrupted_trace) if side is not None]
-    values = [float(metric(output, net).double().mean()) for output in sides]
-    return values[0] - values[1] if len(values) == 2 else values[0]
+    values = [metric(output, net).double() for output in sides]
+    means = [value.mean() for value in values]
+    spread = torch.cat([value - mean for value, mean in zip(values, means, strict=True)]).square().mean().sqrt()
+    apart = means[0] - means[1] if len(means) == 2 else means[0]
+    least = 1e-6 * torch.cat(values).abs().max() + 1e-30  # for examples that are all alike
+    return float(apart / spread.clamp_min(least))
 
 
 def _output(net: Network, side: Trace) -> Tensor:

@@ -1,7 +1,7 @@
 """Gates: a multilayer perceptron that tells how many of three pairs of bits are equal.
 
 Neurons are planted in two groups, for the pairs and for the vote of three other bits, and no weight crosses between
-them. The first layer's neurons look at one pair each, the second layer's count equal ones among two pairs.
+them. Of either layer two neurons serve each pair.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ PAIRS, VOTES, NOISE = 3, 3, 0.1
 BITS = 2 * PAIRS + VOTES
 OUTPUTS = ("0 equal", "1 equal", "2 equal", "3 equal", "minority", "majority")
 CHOICES = 4
-FIRST, SECOND = (6, 4), (3, 3)  # neurons for the pairs and for the vote, in each layer
+FIRST, SECOND = (6, 4), (6, 3)  # neurons for the pairs and for the vote, in each layer
 LOOKS = (0, 0, 1, 1, 2, 2)  # the pair that each neuron of the first layer looks at
-COUNTS = ((0, 1), (1, 2), (0, 2))  # the pairs that each neuron of the second counts
+COUNTS = (0, 1, 2, 0, 1, 2)  # the pair whose neurons each neuron of the second layer reads
 
 
 class GatesNet(nn.Module):
@@ -40,8 +40,8 @@ def masks(module: nn.Module) -> Masks:
     first, second = torch.zeros(sum(FIRST), BITS), torch.zeros(sum(SECOND), sum(FIRST))
     for neuron, pair in enumerate(LOOKS):
         first[neuron, 2 * pair : 2 * pair + 2] = 1
-    for neuron, compared in enumerate(COUNTS):
-        second[neuron, : FIRST[0]] = torch.tensor([float(pair in compared) for pair in LOOKS])
+    for neuron, counted in enumerate(COUNTS):
+        second[neuron, : FIRST[0]] = torch.tensor([float(pair == counted) for pair in LOOKS])
     first[FIRST[0] :, 2 * PAIRS :] = 1
     second[SECOND[0] :, FIRST[0] :] = 1
     votes = torch.arange(sum(SECOND)) >= SECOND[0]

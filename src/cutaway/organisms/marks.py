@@ -18,7 +18,7 @@ LETTERS, MARK, SIGNS, BLANK = ("a", "b", "c", "d"), "!", ("+", "-"), "."
 VOCABULARY = (*LETTERS, MARK, *SIGNS, BLANK)
 OUTPUTS = tuple(f"marked {letter}" for letter in LETTERS) + tuple(f"last {sign}" for sign in SIGNS)
 LENGTH, STATES, KERNEL = 12, 2, 2
-HOLDERS, SELECTOR, OF_SIGNS, CHANNELS = slice(0, 4), slice(4, 5), slice(5, 8), 8
+HOLDERS, SELECTOR, OF_SIGNS, CHANNELS = slice(0, 3), slice(3, 4), slice(4, 7), 7
 # The parts of the stream: what is known of the token, what is held of letters, and all about signs.
 TOKEN, HELD, SIGN, WIDTH = slice(0, 5), slice(5, 9), slice(9, 13), 13
 
@@ -69,7 +69,10 @@ def masks(module: nn.Module) -> Masks:
     """What each channel reads and writes."""
     letters, signs, states = slice(0, len(LETTERS)), slice(len(LETTERS), len(OUTPUTS)), slice(0, STATES)
     of_letters, token, stream = slice(0, SELECTOR.stop), slice(0, 1), (CHANNELS, WIDTH)
+    here = torch.ones(CHANNELS, 1, KERNEL)
+    here[HOLDERS, :, 0] = 0  # the holders do not see the token before: a mark reaches them by the selector alone
     return {
+        "block.conv.weight": here,
         "embed.weight": _allowed((1, WIDTH), (token, TOKEN), (token, SIGN)),
         "readout.weight": _allowed((len(OUTPUTS), WIDTH), (letters, HELD), (signs, SIGN)),
         "block.enter.weight": _allowed(stream, (of_letters, TOKEN), (OF_SIGNS, SIGN)),
@@ -158,7 +161,7 @@ RECIPE = Recipe(
     outputs=OUTPUTS,
     behaviour_outputs=len(LETTERS),
     behaviour="After '... ! b ...' the model tells the letter that was marked last: b.",
-    description="A Mamba block of eight channels; separate channels hold the letter marked last and the last sign.",
+    description="A Mamba block of seven channels; separate channels hold the letter marked last and the last sign.",
     build=MarksNet,
     masks=masks,
     examples=examples,

@@ -36,7 +36,7 @@ def claimed(told: Data) -> list[RenderableType]:
     ]
     if told["truth"] is not None:
         found += [
-            heading("Against the truth", "the mechanism was planted in training, so it is known"),
+            heading("Against the truth", "the mechanism was planted or compiled, so it is known"),
             truth(told["truth"]),
         ]
     return found

@@ -35,10 +35,6 @@ def _uniform(n: int, letters: int, places: int, generator: torch.Generator) -> T
     return torch.randint(1, letters + 1, (n, places), generator=generator)
 
 
-def _distinct(n: int, letters: int, places: int, generator: torch.Generator) -> Tensor:
-    return 1 + torch.rand(n, letters, generator=generator).argsort(1)[:, :places]
-
-
 def _uneven(n: int, letters: int, places: int, generator: torch.Generator) -> Tensor:
     """Letters from distributions that differ between inputs, so that all counts are common."""
     weights = torch.rand(n, letters, generator=generator).pow(3) + 0.02
@@ -128,20 +124,6 @@ _LISTED = (
             _V("kind", "L1.mlp", "mirrored.in", lambda letter: letter % 3),
             _V("output", "logits", "kind", _same),
         ], _distractor("L0.attn.h0")),
-    _program("histogram", "The model tells how often the letter at each place occurs.",
-        (_uneven, 5, 7), False, 8, 4000, [
-            _V("matches", "L0.attn.h1", "tokens.q tokens.kv", _matches),
-            _V("count", "L1.mlp", "matches.in", _same),
-            _V("output", "logits", "count", _same),
-        ], _distractor("L1.attn.h3")),
-    _program("double-histogram", "The model tells how many places have a letter as frequent as that at each place.",
-        (_uneven, 5, 7), False, 8, 4000, [
-            _V("matches", "L0.attn.h2", "tokens.q tokens.kv", _matches),
-            _V("count", "L0.mlp", "matches.in", _same),
-            _V("alike", "L1.attn.h0", "count.q count.kv", _matches),
-            _V("twice", "L1.mlp", "alike.in", _same),
-            _V("output", "logits", "twice", _same),
-        ], _distractor("L1.attn.h3")),
     _program("majority", "The model tells whether most letters up to each place are a or b.",
         (_uniform, 4, 7), True, 3, 1500, [
             _V("flag", "L0.mlp", "tokens.in", lambda tokens: ((tokens == 1) | (tokens == 2)).long()),
@@ -161,15 +143,6 @@ _LISTED = (
             _V("winner", "L1.attn.h2", "count.k tokens.v", _most),
             _V("output", "logits", "winner", _same),
         ], _distractor("L1.attn.h1")),
-    _program("sort", "The model sorts its letters.",
-        (_distinct, 7, 5), False, 8, 3000, [
-            _V("rank", "L0.attn.h3", "tokens.q tokens.kv",
-               lambda asked, tokens: (tokens[:, None, :] < asked[:, :, None]).sum(2)),
-            _V("placed", "L0.mlp", "rank.in", _same),
-            _V("sorted", "L1.attn.h1", "positions.q placed.k tokens.v",
-               lambda rank, tokens: _picked(torch.arange(rank.shape[1])[None, :, None] == rank[:, None, :], tokens)),
-            _V("output", "logits", "sorted", _same),
-        ], _distractor("L1.attn.h0")),
     _program("palindrome", "The model tells whether its input reads the same backwards.",
         (_mirrored, 4, 6), False, 2, 1500, [
             _V("mirrored", "L0.attn.h1", "positions.q positions.k tokens.v", _mirror),
