@@ -58,7 +58,7 @@ def found(name: str, seed: int, baseline: str = "counterfactual") -> float:
     organism = organisms.load(name)
     assert organism.truth is not None
     clean, corrupted, metric = drawn(organism, seed)
-    circuit = cw.find_circuit(clean, corrupted, metric, baseline=baseline)
+    circuit = cw.find_circuit(clean, corrupted, metric, baseline=baseline, neurons=organism.truth.neurons)
     unseen = organism.truth.unseen if baseline == "counterfactual" else ()
     return float(compare_with_truth(circuit, organism.truth.edges, unseen)["auroc"])
 
@@ -90,11 +90,12 @@ def compiled(seeds: int, peers: list[str]) -> list[Row]:
 
 def aligned(seeds: int, peers: list[str]) -> list[Row]:
     """Networks trained by strict interchange interventions: cheap scores at ten passes, and the whole search."""
-    names = [name for name in organisms.names() if name.startswith("aligned")]
+    names = organisms.aligned()
     rows, command = [], f"{COMMAND} aligned --seeds {seeds}"
     ways: dict[str, Callable[[str, int], float]] = {
         "EAP (2 passes)": lambda name, seed: scored(name, seed, "eap"),
         "EAP-IG, 5 steps (10 passes)": lambda name, seed: scored(name, seed, "eap-ig"),
+        "EAP-IG, magnitudes, 5 steps (10 passes)": lambda name, seed: scored(name, seed, "eap-ig", magnitudes=True),
         "find_circuit": found,
     }
     for way, measure in ways.items():

@@ -104,3 +104,24 @@ def test_a_metric_that_depends_on_nothing_is_refused() -> None:
     constant = cw.custom(lambda logits: logits[:, 0, 0] * 0.0, name="nothing")
     with pytest.raises(MetricError, match="does not depend"):
         eap_ig(EdgeGraph(clean, corrupted), constant)
+
+
+@pytest.mark.parametrize("name", ["induction", "shapes", "counter"])
+@pytest.mark.parametrize("positions", [False, True])
+def test_magnitudes_are_those_of_examples_scored_one_by_one(name: str, positions: bool) -> None:
+    if positions and name != "induction":
+        pytest.skip("values without a common position axis")
+    clean, corrupted, metric, organism = organism_runs(name, n=3)
+    graph = EdgeGraph(clean, corrupted, positions=positions)
+    together = eap_ig(graph, metric, steps=2, magnitudes=True)
+    signed = eap_ig(graph, metric, steps=2)
+    assert bool((together.edges >= 0.9999 * signed.edges.abs()).all())
+    pairs, total = organism.pairs(3, seed=1), torch.zeros(graph.shape())
+    for row in range(3):
+        here = slice(row, row + 1)
+        one = [clean.net.record(side[here]) for side in (clean.args[0], corrupted.args[0])]
+        alone = cw.logit_difference(pairs.correct[here], pairs.wrong[here], position=metric.position or -1)
+        own = EdgeGraph(*one, positions=positions)
+        scores = eap_ig(own, alone, steps=2)
+        total += scores.edges.abs() / 3
+    torch.testing.assert_close(together.edges, total, rtol=1e-3, atol=1e-5)

@@ -125,6 +125,14 @@ def test_circuit_by_another_search_of_a_size(cutaway: CommandLine) -> None:
     assert "no search 'acd'; choose acdc" in cutaway("circuit", "induction", "--search", "acd").err
 
 
+def test_a_kept_claim_is_tested_thoroughly(cutaway: CommandLine) -> None:
+    cutaway.json("circuit", "induction", "--pairs", "8", "--project", "p")
+    deep = cutaway.json("verify", "p", "--thorough", "--alternatives", "1")
+    figures = {row["name"]: row for row in deep["figures"]}
+    assert deep["agrees"] is True and figures["CPR"]["was"] is None and figures["CPR"]["now"] > 0.5
+    assert {"CMD", "stability", "minimality p"} <= set(figures)
+
+
 def test_circuit_keeps_and_verify_repeats(cutaway: CommandLine) -> None:
     kept = cutaway.json("circuit", "indirect-object", "--pairs", "8", "--project", "p")
     again = cutaway.json("verify", "p", kept["claim"][:6])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MetricError
+from ..errors import InputError, MetricError
 from ..lift.blocks import by_slot
 from ..run.replay import Plan
 from ..run.worlds import over
@@ -39,12 +39,14 @@ from .wiring import Stem
     paper="Syed, Rager, Conmy 2023 (arXiv:2310.10348); nodes: Nanda 2023, attribution patching",
     passes=lambda graph, options: 2,
 )
-def eap(graph: EdgeGraph, metric: Metric) -> Scores:
+def eap(graph: EdgeGraph, metric: Metric, *, magnitudes: bool = False) -> Scores:
     """Edge attribution patching: the gradient at the clean run times each writer's difference.
 
-    Raises MetricError when the metric's gradient is zero everywhere.
+    With `magnitudes` the mean over examples of each one's magnitude, in which examples do not cancel each other: it
+    ranks better, and has no sign. Raises MetricError when the metric's gradient is zero everywhere, InputError where
+    `magnitudes` cannot tell examples apart.
     """
-    return at_shares(graph, metric, [1.0], "EAP", {})
+    return at_shares(graph, metric, [1.0], "EAP", {"magnitudes": magnitudes})
 
 
 @scoring(
@@ -53,25 +55,29 @@ def eap(graph: EdgeGraph, metric: Metric) -> Scores:
     paper="Hanna, Pezzelle, Belinkov 2024 (arXiv:2403.17806)",
     passes=lambda graph, options: 2 * options["steps"],
 )
-def eap_ig(graph: EdgeGraph, metric: Metric, *, steps: int = 5) -> Scores:
+def eap_ig(graph: EdgeGraph, metric: Metric, *, steps: int = 5, magnitudes: bool = False) -> Scores:
     """EAP with gradients averaged over `steps` inputs interpolated from the corrupted to the clean run.
 
-    Raises MetricError when the metric's gradient is zero everywhere.
+    `magnitudes` and errors: see `eap`.
     """
-    return at_shares(graph, metric, [(k + 1) / steps for k in range(steps)], f"EAP-IG, {steps} steps", {"steps": steps})
+    shares = [(step + 1) / steps for step in range(steps)]
+    return at_shares(graph, metric, shares, f"EAP-IG, {steps} steps", {"steps": steps, "magnitudes": magnitudes})
 
 
 def at_shares(graph: EdgeGraph, metric: Metric, shares: list[float], method: str, facts: dict[str, Any]) -> Scores:
     """Scores by a forward and a backward pass at each share of the way from corrupted (0) to clean (1)."""
-    edges = torch.zeros(graph.shape())
-    nodes = torch.zeros(len(graph.writers), graph.positions)
+    examples = (graph.batch,) if facts.get("magnitudes") else ()
+    edges = torch.zeros(*graph.shape(), *examples)
+    nodes = torch.zeros(len(graph.writers), graph.positions, *examples)
     known = Known(graph, alone(graph, metric))
     for share in shares:
         Carried(graph, sources_at(graph, share), known).run(metric, edges, nodes)
     check_moved(edges, metric)
+    if examples:
+        edges, nodes = edges.abs().sum(-1), nodes.abs().sum(-1)
     scale = 1.0 / (len(shares) * graph.batch)
     edges = edges * scale * graph.valid[:, :, None]
-    return Scores(edges, nodes * scale, method, 2 * len(shares), {"baseline": graph.baseline, **facts})
+    return Scores(edges, nodes * scale, method, 2.0 * len(shares), {"baseline": graph.baseline, **facts})
 
 
 def sources_at(graph: EdgeGraph, share: float) -> dict[int, Tensor]:
@@ -126,8 +132,9 @@ class Carried:
         self.got: dict[tuple[int, int], Tensor] = {}
 
     def run(self, metric: Metric, edges: Tensor, nodes: Tensor) -> None:
-        """Add this pass's scores, summed over examples, to `edges` and `nodes`."""
-        graph = self.graph
+        """Add this pass's scores to `edges` and `nodes`: summed over examples, or for each where these have a last axis
+        of them."""
+        graph, self.apart = self.graph, edges.ndim == 4
         for cut in reversed([self._forward(part) for part in graph.parts]):
             block = cut.part.block
             received = self._received(block.write) if block.write >= 0 else None
@@ -135,7 +142,8 @@ class Carried:
                 self.slopes[block.write] = received
             if received is not None and self.scored in (None, block.write):
                 product = (graph.clean[block.write] - graph.corrupted[block.write]) * received
-                nodes.index_add_(0, graph.columns[block.write], _sums(graph, block.write, product).detach().to(nodes))
+                found = _sums(graph, block.write, product, self.apart)
+                nodes.index_add_(0, graph.columns[block.write], found.detach().to(nodes))
             if block.write in self.dropped or block.write in self.given:
                 continue
             for port, gradient in zip(cut.part.ports, self._gradients(cut, received, metric), strict=True):
@@ -261,7 +269,9 @@ class Carried:
         linear = [stem for stem in stems if stem.steps is not None and stem.linear]
         if graph.positions == 1 or by_position:
             for change, columns in known.changes(linear):
-                if graph.positions == 1:
+                if self.apart:
+                    made.append((_apart(found, change, graph), columns))
+                elif graph.positions == 1:
                     made.append(((found.flatten(1) @ change.flatten(1).T)[:, :, None], columns))
                 else:
                     change = change.view(len(change), *found.shape[1:])
@@ -279,7 +289,7 @@ class Carried:
         if end is not None:
             found = _required(_batched_gradient(end, [self.leaves[stem.feed]], found)[0])
         change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
-        return torch.stack([_sums(graph, stem.feed, change * part) for part in found])
+        return torch.stack([_sums(graph, stem.feed, change * part, self.apart) for part in found])
 
 
 class Known:
@@ -356,10 +366,27 @@ def _required(found: Tensor | None) -> Tensor:
     return found
 
 
-def _sums(graph: EdgeGraph, value: int, product: Tensor) -> Tensor:
-    """[slots, positions]: sums over examples; a write without positions counts at position 0."""
-    found = per_slot(product, graph.writes[value].slots, graph.positions, graph.position_axis(value)).sum(1)
-    return torch.nn.functional.pad(found, (0, graph.positions - found.shape[1]))
+def _apart(found: Tensor, change: Tensor, graph: EdgeGraph) -> Tensor:
+    """[reader slots, writer slots, positions, examples] from gradients [reader slots, examples, …] and differences."""
+    _check_examples(found.shape[1], graph)
+    change = change.view(len(change), *found.shape[1:])
+    if graph.positions == 1:
+        return torch.einsum("sbn,ubn->sub", found.flatten(2), change.flatten(2))[:, :, None]
+    return torch.einsum("sbpd,ubpd->supb", found, change)
+
+
+def _check_examples(count: int, graph: EdgeGraph) -> None:
+    if count != graph.batch:
+        raise InputError("This network folds its examples into another axis; score it without magnitudes.")
+
+
+def _sums(graph: EdgeGraph, value: int, product: Tensor, apart: bool = False) -> Tensor:
+    """[slots, positions]: sums over examples, or a last axis of them; a write without positions is at position 0."""
+    found = per_slot(product, graph.writes[value].slots, graph.positions, graph.position_axis(value))
+    if apart:
+        _check_examples(found.shape[1], graph)
+    found = torch.nn.functional.pad(found, (0, graph.positions - found.shape[2]))
+    return found.transpose(1, 2) if apart else found.sum(1)
 
 
 def _batched_gradient(output: Tensor, inputs: list[Tensor], stack: Tensor) -> list[Tensor | None]:

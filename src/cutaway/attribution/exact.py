@@ -29,7 +29,7 @@ LIMIT = 100_000  # forward passes, unless told
 
 
 def _passes(level: str) -> Any:
-    return lambda graph, options: len(units(graph, level, options["only"])) + 1
+    return lambda graph, options: len(units(graph, level, options["only"])) + 1.0
 
 
 @scoring(
@@ -83,7 +83,7 @@ def _alone(
     if direction not in ("ablate", "restore"):
         raise InputError(f"There is no direction '{direction}'; choose 'ablate' or 'restore'.")
     chosen = units(graph, level, only)
-    check_limit(f"exact-{level}", len(chosen) + 1, limit, f"{len(chosen):,} {level}s")
+    check_limit(f"exact-{level}", len(chosen) + 1.0, limit, f"{len(chosen):,} {level}s")
     sign = 1.0
     if direction == "restore":  # the same in the graph whose clean run is the corrupted one
         graph, baseline, sign = _turned(graph), graph.baseline, -1.0
@@ -102,7 +102,7 @@ def _alone(
     check_moved(table, metric)
     facts = {"baseline": baseline, "direction": direction, "scored": len(chosen), "limit": limit}
     edges, nodes = (table, None) if level == "edge" else (None, table)
-    return Scores(edges, nodes, f"exact {level}s, {direction}", len(chosen) + 1, facts)
+    return Scores(edges, nodes, f"exact {level}s, {direction}", len(chosen) + 1.0, facts)
 
 
 def _turned(graph: EdgeGraph) -> EdgeGraph:
@@ -116,7 +116,7 @@ def _turned(graph: EdgeGraph) -> EdgeGraph:
     return graph.on(graph.corrupted_trace, graph.clean_trace)
 
 
-def testable(graph: EdgeGraph, level: str) -> Bool[Tensor, "*units"]:
+def testable(graph: EdgeGraph, level: str) -> Tensor:
     """Where there is a unit whose values differ: [readers, writers, positions] or [writers, positions]."""
     edges = graph.valid[:, :, None] & graph.moving
     return edges if level == "edge" else edges.any(0)

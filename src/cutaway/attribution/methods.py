@@ -106,5 +106,5 @@ def score(
     if strange := [name for name in options if name not in chosen.options()]:
         has = ", ".join(chosen.options()) or "none"
         raise InputError(f"The method '{method}' has no option '{strange[0]}'; its options are: {has}.")
-    made = chosen.function(graph, as_metric(metric), **options)
-    return replace(made, writers=tuple(graph.writers), readers=tuple(graph.readers))
+    found = chosen.function(graph, as_metric(metric), **options)
+    return replace(found, writers=tuple(graph.writers), readers=tuple(graph.readers))

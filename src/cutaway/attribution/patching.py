@@ -89,7 +89,7 @@ def direct(graph: EdgeGraph, metric: Metric) -> Scores:
     edges = edges * graph.valid[:, :, None] / graph.batch
     whole = metric(graph.clean_trace.logits, graph.net).mean()
     facts = {"baseline": graph.baseline, "constant": float(whole - edges.sum())}
-    return Scores(edges, edges.sum(0), "direct attribution", 2, facts)
+    return Scores(edges, edges.sum(0), "direct attribution", 2.0, facts)
 
 
 def _carried_back(
@@ -137,4 +137,4 @@ def _patched(graph: EdgeGraph, metric: Metric, method: str, grad_drop: bool, exa
     scale = 1.0 / (graph.batch * max(len(drops) - 1, 1))
     facts = {"baseline": graph.baseline, "grad_drop": grad_drop}
     passes = len(drops) * (2 + (reader_cost(graph, _in_pattern) if exact else 0))
-    return Scores(edges * scale * graph.valid[:, :, None], nodes * scale, method, passes, facts)
+    return Scores(edges * scale * graph.valid[:, :, None], nodes * scale, method, float(passes), facts)

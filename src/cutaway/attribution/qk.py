@@ -11,8 +11,9 @@ makes of each number of k; what writers add to these numbers is made by the froz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ from ..lift.blocks import by_slot
 from ..lift.flow import Flow
 from ..lift.frozen import Frozen, reader, unguarded, variants
 from ..lift.ops import CHOICES, ELEMENTWISE, active, sort_name
-from ..run.replay import execute, plan
+from ..run.replay import execute, plan, stored
 from ..run.structure import Ref
 from ..run.tape import Tape
 from ..run.trace import Trace
+from .columns import Through, through
 from .routed import by_expert
 from .writers import behind_norms
 
@@ -246,18 +248,38 @@ class _Inside:
         held = reader(frozen.flow)(list(feeds))
         zeros = {write: torch.zeros_like(tensor) for write, tensor in held.items()}
 
+        def whole(made: Tensor) -> Tensor:
+            return self._rows(made, side)[:, places]
+
+        last, at, take = through(frozen.flow, value, steps), value, whole
+        if last is not None and last.layout and len(places):
+            at, take = last.source, self._columns(last, side, places)
+        enter = frozen.plan([at], {*frozen.writes, *blocks} - ({at} if at not in blocks else set()))
+
         def read(world: dict[int, Tensor]) -> Tensor:
-            return self._rows(frozen.run(steps, {**zeros, **world})[value], side)[:, places]
+            return take(frozen.run(enter, {**zeros, **world})[at])
 
         with torch.no_grad():
-            nothing = read({})
+            nothing, bare = whole(frozen.run(steps, zeros)[value]), read({})
         names, parts = [], []
         for write, block in feeds.items():
-            made = variants(read, {write: by_slot(held[write], block.slots)}) - nothing
+            made = variants(read, {write: by_slot(held[write], block.slots)}) - bare
             steps_of = [f"{name}@{block.step}" if block.step else name for name in block.slot_names()]
             names += steps_of
             parts.append(made)
         return [*names, BIAS], torch.cat([*parts, nothing[None]]).detach()
+
+
+    def _columns(self, last: Through, side: int, places: Tensor) -> Callable[[Tensor], Tensor]:
+        """What makes the numbers at `places` [batch, places] of the source of the last projection, and no others."""
+        tape, shape = self.frozen.flow.tape, self.frozen.flow.shape(last.made)
+        numbered = torch.arange(prod(shape), dtype=torch.float64).view(shape)
+        wanted = self._rows(execute(tape, last.after, given={last.made: numbered})[self.reads[side]], side)[:, places]
+        rows, row = torch.unique(wanted.long() // shape[-1], return_inverse=True)
+        columns, column = torch.unique(wanted.long() % shape[-1], return_inverse=True)
+        weight = stored(tape, last.weight).detach()
+        weight = weight[columns].T if last.by_row else weight[:, columns]
+        return lambda source: (source.flatten(0, -2)[rows] @ weight).flatten()[row * len(columns) + column]
 
 
 def _slope(number: Tensor, at: Tensor, again: bool = False) -> Tensor:

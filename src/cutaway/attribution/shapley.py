@@ -73,8 +73,8 @@ def shapley_node(
 
 def _cost(players: int, samples: int) -> float:
     """Forward passes: all coalitions where that takes no more, else all beginnings of every order."""
-    sampled = samples * (players - 1) + 2
-    return min(sampled, 2**players) if players < 64 else sampled
+    sampled = samples * (players - 1) + 2.0
+    return min(sampled, 2.0**players) if players < 64 else sampled
 
 
 def _values(

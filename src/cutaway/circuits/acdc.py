@@ -19,7 +19,7 @@ from ..errors import InputError
 from .searches import searching
 from .task import Task, Unit
 
-_TAUS = 10  # thresholds tried for a target
+_TAUS = 8  # thresholds tried for a target
 
 
 @searching(

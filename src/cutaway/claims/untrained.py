@@ -27,9 +27,9 @@ NETWORKS = 39  # so the smallest p-value is 1 in 40
 
 @dataclass(frozen=True)
 class Control:
-    """How far the metric separates clean from corrupted examples, in standard deviations of examples, in the network and
-    in permuted ones, and how often those do as well, +1 corrected. There is no p-value where the control cannot be
-    made; `how` says why."""
+    """How far clean and corrupted examples differ, in standard deviations of examples, in the network and in permuted
+    ones, and how often those do as well, +1 corrected. There is no p-value where the control cannot be made; `how`
+    says why."""
 
     observed: float
     values: tuple[float, ...]

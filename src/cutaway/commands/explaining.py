@@ -220,7 +220,7 @@ def _test(net: Network, found: Circuit, asked: dict[str, Any], pairs: int, seed:
     if pairs:
         fresh = drawn(behaving(net.name), pairs, seed)
         again = runs(net, fresh)
-        asked |= dict(zip(("clean", "corrupted"), again, strict=True)) | {"metric": fresh.metric(again[0]), "seed": seed}
+        asked |= {"clean": again[0], "corrupted": again[1], "metric": fresh.metric(again[0]), "seed": seed}
     return test(found, **asked, progress=report)
 
 
@@ -231,6 +231,7 @@ def _compared(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[d
     for row in now:
         was, now = old.get(row["name"]), row["value"]
         new = row["name"] not in old  # asked for this time only
-        agrees = new or was == now or (was is not None and now is not None and abs(was - now) <= SAME * max(1.0, abs(was)))
+        both = was is not None and now is not None
+        agrees = new or was == now or (both and abs(was - now) <= SAME * max(1.0, abs(was)))
         rows.append({key: row[key] for key in ("name", "low", "high")} | {"was": was, "now": now, "agrees": agrees})
     return rows
