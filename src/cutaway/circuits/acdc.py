@@ -25,7 +25,7 @@ _TAUS = 8  # thresholds tried for a target
 @searching(
     "acdc",
     paper="Conmy et al. 2023 (arXiv:2304.14997)",
-    forwards=lambda units, options: 3 * units * (1 if options["tau"] is not None else _TAUS) + 1,
+    forwards=lambda units, options: 6 * units * (1 if options["tau"] is not None else _TAUS) + 1,
     needs_scores=False,
 )
 def acdc(task: Task, *, tau: float | None = None, measure: str = "metric") -> Tensor:

@@ -231,7 +231,7 @@ def _compared(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[d
     for row in now:
         was, now = old.get(row["name"]), row["value"]
         new = row["name"] not in old  # asked for this time only
-        both = was is not None and now is not None
-        agrees = new or was == now or (both and abs(was - now) <= SAME * max(1.0, abs(was)))
+        near = was is not None and now is not None and abs(was - now) <= SAME * max(1.0, abs(was))
+        agrees = new or was == now or near
         rows.append({key: row[key] for key in ("name", "low", "high")} | {"was": was, "now": now, "agrees": agrees})
     return rows
