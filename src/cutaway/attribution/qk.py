@@ -27,7 +27,7 @@ from ..lift.blocks import by_slot
 from ..lift.flow import Flow
 from ..lift.frozen import Frozen, reader, unguarded, variants
 from ..lift.ops import CHOICES, ELEMENTWISE, active, sort_name
-from ..run.replay import execute, plan, stored
+from ..run.replay import Plan, execute, plan, stored
 from ..run.structure import Ref
 from ..run.tape import Tape
 from ..run.trace import Trace
@@ -254,15 +254,19 @@ class _Inside:
         last, at, take = through(frozen.flow, value, steps), value, whole
         if last is not None and last.layout and len(places):
             at, take = last.source, self._columns(last, side, places)
-        enter = frozen.plan([at], {*frozen.writes, *blocks} - ({at} if at not in blocks else set()))
-
-        def read(world: dict[int, Tensor]) -> Tensor:
-            return take(frozen.run(enter, {**zeros, **world})[at])
-
+        stops = {*frozen.writes, *blocks} - ({at} if at not in blocks else set())
+        enter = unguarded(frozen.tape, frozen.plan([at], stops))
+        met = {made for step in enter.steps for made in frozen.tape.graph.ops[step.op].outputs} | {*enter.stored, at}
         with torch.no_grad():
-            nothing, bare = whole(frozen.run(steps, zeros)[value]), read({})
+            still = frozen.run(frozen.plan(met, stops), zeros)
+            nothing, bare = whole(frozen.run(steps, zeros)[value]), take(still[at])
         names, parts = [], []
         for write, block in feeds.items():
+            alone = _behind(frozen.tape, enter, write, at)
+
+            def read(world: dict[int, Tensor], alone: Plan = alone) -> Tensor:
+                return take(execute(frozen.tape, alone, given={**still, **world})[at])
+
             made = variants(read, {write: by_slot(held[write], block.slots)}) - bare
             steps_of = [f"{name}@{block.step}" if block.step else name for name in block.slot_names()]
             names += steps_of
@@ -280,6 +284,18 @@ class _Inside:
         weight = stored(tape, last.weight).detach()
         weight = weight[columns].T if last.by_row else weight[:, columns]
         return lambda source: (source.flatten(0, -2)[rows] @ weight).flatten()[row * len(columns) + column]
+
+
+def _behind(tape: Tape, whole: Plan, source: int, goal: int) -> Plan:
+    """The steps of a plan that a source reaches, with all else that they read as given."""
+    steps, reached, read = [], {source}, {goal}
+    for step in whole.steps:
+        if not reached.isdisjoint(step.reads):
+            steps.append(replace(step, free=()))
+            reached.update(tape.graph.ops[step.op].outputs)
+            read.update(step.reads)
+    given = (read - reached) | ({source} if source in read else set())
+    return Plan(steps, sorted(given), {goal: goal}, len(steps))
 
 
 def _slope(number: Tensor, at: Tensor, again: bool = False) -> Tensor:
