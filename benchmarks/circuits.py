@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rows import Row, row, show
@@ -53,12 +54,12 @@ def drawn(organism: organisms.Organism, seed: int) -> Runs:
     return clean, corrupted, cw.logit_difference(pairs.correct, pairs.wrong, position=position)
 
 
-def found(name: str, seed: int, baseline: str = "counterfactual") -> float:
+def found(name: str, seed: int, baseline: str = "counterfactual", **options: Any) -> float:
     """Edge AUROC of the default search against an organism's truth."""
     organism = organisms.load(name)
     assert organism.truth is not None
     clean, corrupted, metric = drawn(organism, seed)
-    circuit = cw.find_circuit(clean, corrupted, metric, baseline=baseline, neurons=organism.truth.neurons)
+    circuit = cw.find_circuit(clean, corrupted, metric, baseline=baseline, neurons=organism.truth.neurons, **options)
     unseen = organism.truth.unseen if baseline == "counterfactual" else ()
     return float(compare_with_truth(circuit, organism.truth.edges, unseen)["auroc"])
 
@@ -79,7 +80,10 @@ def compiled(seeds: int, peers: list[str]) -> list[Row]:
     for name in organisms.programs():
         said(name)
         for baseline in ("zero", "counterfactual"):
-            figures[name, baseline] = [found(name, seed, baseline) for seed in range(seeds)]
+            if (name, baseline) == ("rasp:length", "counterfactual"):
+                continue  # its output is the same for all inputs of one length
+            every: dict[str, Any] = {"refine": 1000, "faithfulness": 0.9999}  # exact effects of all edges
+            figures[name, baseline] = [found(name, seed, baseline, **every) for seed in range(seeds)]
     for (name, baseline), values in figures.items():
         program = name.removeprefix("rasp:")
         beside = ACDC.get((program, baseline))

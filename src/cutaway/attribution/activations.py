@@ -100,27 +100,20 @@ def _slopes(graph: EdgeGraph, metric: Metric, steps: int) -> tuple[tuple[Tensor,
     if not steps:
         return (nodes, nodes), {write: slope[None] for write, slope in clean.slopes.items()}
     slopes = {write: slope.detach()[None] for write, slope in clean.slopes.items()}
-    weights = _weights(steps)
-    along = nodes * weights[0]
+    along = nodes / (2 * steps)
     for write, before in _writes(graph):
         if write not in slopes:
             continue
         for step in range(1, steps + 1):
+            weight = 1 / (2 * steps) if step == steps else 1 / steps
             at = torch.lerp(graph.clean[write], graph.corrupted[write], step / steps)
             one = Carried(graph, {**before, write: at}, known, scored=write)
             some = torch.zeros_like(nodes)
             one.run(metric, edges, some)
-            along += weights[step] * some
+            along += weight * some
             slope = one.slopes.get(write, torch.zeros_like(at)).detach()
             slopes[write] = torch.cat([slopes[write], slope[None]])
     return (along, nodes), slopes
-
-
-def _weights(steps: int) -> list[float]:
-    """Weights of points evenly spaced along a way, the ends included: Simpson's rule, or trapezoids for odd steps."""
-    if steps % 2:
-        return [(0.5 if point in (0, steps) else 1.0) / steps for point in range(steps + 1)]
-    return [(1 if point in (0, steps) else 4 if point % 2 else 2) / (3 * steps) for point in range(steps + 1)]
 
 
 def _measured(graph: EdgeGraph, metric: Metric, scores: Tensor, plain: Tensor, valid: Tensor, count: int) -> Tensor:

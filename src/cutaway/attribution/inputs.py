@@ -25,7 +25,7 @@ from ..run.worlds import over
 from .metric import Metric
 
 _CUTS: tuple[Callable[..., Any], ...] = (torch.Tensor.detach,)
-_BYTES = 1 << 28  # of the values that the worlds of one batch make
+_BYTES = 1 << 24  # of the values that the worlds of one batch make; more leave the cache
 Rows = dict[str, Tensor]
 
 

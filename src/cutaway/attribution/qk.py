@@ -273,7 +273,6 @@ class _Inside:
             parts.append(made)
         return [*names, BIAS], torch.cat([*parts, nothing[None]]).detach()
 
-
     def _columns(self, last: Through, side: int, places: Tensor) -> Callable[[Tensor], Tensor]:
         """What makes the numbers at `places` [batch, places] of the source of the last projection, and no others."""
         tape, shape = self.frozen.flow.tape, self.frozen.flow.shape(last.made)

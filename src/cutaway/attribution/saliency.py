@@ -157,8 +157,8 @@ def integrated_gradients(
         if min(error for error, *_ in tried) <= within:
             break
     error, total, count, said, maps = min(tried, key=lambda one: one[0])
-    completeness = {"sum": total, "difference": float(whole.mean()), "error": error,
-                    "of": "all examples together, for they depend on each other" if mixed else "each example"}  # fmt: skip
+    over = "all examples together, for they depend on each other" if mixed else "each example"
+    completeness = {"sum": total, "difference": float(whole.mean()), "error": error, "of": over}
     return maps, {"baseline": _say(baseline), "steps": count, "gradients": said, "completeness": completeness}
 
 

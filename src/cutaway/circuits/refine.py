@@ -56,9 +56,7 @@ def _orders(task: Task, cheap: list[Unit], refine: int) -> list[list[Unit]]:
     """All units, the best first: by exact effect where it was measured and cheap score behind, by cheap score alone,
     and from the output back."""
     strength = task.strength()
-    front = [unit for unit in cheap[:refine] if strength[unit] > 0]
-    if not front:
-        raise MetricError(f"The metric '{task.metric.name}' is reached by nothing that differs between the runs.")
+    front = cheap[:refine]  # those whose score is 0 too: what is flat here has no gradient and may have an effect
     whole = float(task.faithfulness(task.full[None])[0])
     effects: dict[Unit, float] = {}
     for start in range(0, len(front), WORLDS):
@@ -66,13 +64,15 @@ def _orders(task: Task, cheap: list[Unit], refine: int) -> list[list[Unit]]:
         some = front[start : start + WORLDS]
         lost = (whole - task.faithfulness(task.without(task.full, some))) * task.gap
         effects |= dict(zip(some, lost.tolist(), strict=True))
+    if not any(effects.values()):
+        raise MetricError(f"The metric '{task.metric.name}' is reached by nothing that differs between the runs.")
     if task.level == "edge":
         task.exact |= effects
     exact = sorted(front, key=lambda unit: -abs(effects[unit])) + [unit for unit in cheap if unit not in effects]
     orders = [exact, cheap]
     if task.level == "edge":
         # What was not measured comes behind all that was.
-        rest = min(abs(effect) for effect in effects.values()) / strength[cheap[0]]
+        rest = min(abs(effect) for effect in effects.values()) / (strength[cheap[0]] or 1.0)
         orders.append(connected(task, {u: abs(effects[u]) if u in effects else rest * strength[u] for u in exact}))
     return orders
 
