@@ -114,7 +114,7 @@ def test_settings_say_what_was_done(induction) -> None:
     )
     told = found.settings
     assert told["search"] == {"name": "refine", "refine": 50}
-    assert told["method"] == {"name": "eap-ig", "steps": 2}
+    assert told["method"] == {"name": "eap-ig", "steps": 2, "magnitudes": False}
     assert told["baseline"] == {"kind": "resample", "from": "corrupted run", "seed": 3}
     assert told["seed"] == 3 and told["target_faithfulness"] == pytest.approx(0.8)
 

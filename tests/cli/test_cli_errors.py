@@ -68,7 +68,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "answer of two tokens": ((*PAIR, OTHER, "--correct", "Mary John", "--wrong", "John"), "not a single token"),
     "no answer": ((*PAIR, OTHER, "--correct", "Mary"), "--wrong"),
     "equal answers": ((*PAIR, OTHER, "--correct", "Mary", "--wrong", "Mary"), "same"),
-    "equal inputs": ((*PAIR, CLEAN, "--correct", "Mary", "--wrong", "John"), "differ"),
+    "equal inputs": ((*PAIR, CLEAN, "--correct", "Mary", "--wrong", "John"), "corrupted inputs are the clean ones"),
     "wrong level": (("circuit", "induction", "--level", "nodes"), "did you mean 'node'"),
     "pairs without a key": (("circuit", "induction", "--pairs-file", "pairs.json"), "no text 'wrong'"),
     "no JSON": (("circuit", "induction", "--pairs-file", "plain.txt"), "is no JSON"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
+from cutaway.commands import checkout
 from cutaway.commands import zoo as verb
 from zoo import ZOO
 
@@ -61,7 +62,7 @@ def test_mistakes_get_one_sentence(line: tuple[str, ...], says: str, cutaway: Co
 
 
 def test_an_installed_package_has_no_zoo(cutaway: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "__file__", "/usr/lib/python/site-packages/cutaway/commands/zoo.py")
+    monkeypatch.setattr(checkout, "__file__", "/usr/lib/python/site-packages/cutaway/commands/checkout.py")
     outcome = cutaway("zoo")
     assert outcome.status == 2
     assert "pip install -e" in outcome.err
