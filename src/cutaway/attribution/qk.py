@@ -251,7 +251,8 @@ class _Inside:
         def whole(made: Tensor) -> Tensor:
             return self._rows(made, side)[:, places]
 
-        last, at, take = through(frozen.flow, value, steps), value, whole
+        last, at = through(frozen.flow, value, steps), value
+        take: Callable[[Tensor], Tensor] = whole
         if last is not None and last.layout and len(places):
             at, take = last.source, self._columns(last, side, places)
         stops = {*frozen.writes, *blocks} - ({at} if at not in blocks else set())
