@@ -33,7 +33,7 @@ class Goal:
     slack: float
     size: int | None = None
 
-    def key(self, count: int, faithfulness: float) -> tuple[float, ...]:
+    def key(self, count: int, faithfulness: float) -> tuple[int | float, ...]:
         """Sorts circuits, the best first."""
         apart = abs(1 - faithfulness)
         if self.size is not None:
