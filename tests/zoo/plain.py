@@ -31,7 +31,7 @@ def _organism(name: str, expected: dict[str, tuple[int, int]], stream: int = 0) 
         return (organism.pairs(BATCH).clean,), {}
 
     # The others have a row of a table for each position they were made for.
-    tables = {"lengths": name in ("counter", "marks")}
+    tables = {"lengths": name in ("counter", "marks"), "varies": name == "marks"}
     return Entry(f"organism {name}", lambda: organisms.load(name).module, inputs, expected, stream, **tables)
 
 

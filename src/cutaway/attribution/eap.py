@@ -37,7 +37,7 @@ from .wiring import Stem
     "eap",
     levels=("edge", "node"),
     paper="Syed, Rager, Conmy 2023 (arXiv:2310.10348); nodes: Nanda 2023, attribution patching",
-    passes=lambda graph, options: 2,
+    passes=lambda graph, options: 2.0,
 )
 def eap(graph: EdgeGraph, metric: Metric, *, magnitudes: bool = False) -> Scores:
     """Edge attribution patching: the gradient at the clean run times each writer's difference.
@@ -53,7 +53,8 @@ def eap(graph: EdgeGraph, metric: Metric, *, magnitudes: bool = False) -> Scores
     "eap-ig",
     levels=("edge", "node"),
     paper="Hanna, Pezzelle, Belinkov 2024 (arXiv:2403.17806)",
-    passes=lambda graph, options: 2 * options["steps"],
+    passes=lambda graph, options: 2.0 * options["steps"],
+    complete="sources",
 )
 def eap_ig(graph: EdgeGraph, metric: Metric, *, steps: int = 5, magnitudes: bool = False) -> Scores:
     """EAP with gradients averaged over `steps` inputs interpolated from the corrupted to the clean run.

@@ -29,8 +29,8 @@ _FILES = ("eap", "exact", "shapley", "relevance", "patching", "activations")
 @dataclass(frozen=True)
 class Method:
     """A scoring method: which levels it scores, its source, and `passes(graph, options)`, what it will take in forward
-    and backward passes. `exact`: the very effect of ablating each part alone. `complete`: the scores of the edges into
-    the output add up to what the metric loses when everything is ablated."""
+    and backward passes. `exact`: the very effect of ablating each part alone. `complete`: which scores add up
+    to what the metric loses when everything is ablated: "all" of them, or those of the nodes that are "sources"."""
 
     name: str
     function: Callable[..., Scores]
@@ -38,7 +38,7 @@ class Method:
     paper: str
     passes: Callable[[EdgeGraph, dict[str, Any]], float]
     exact: bool = False
-    complete: bool = False
+    complete: str = ""
 
     def options(self) -> dict[str, Any]:
         """The options with their defaults."""
@@ -56,7 +56,7 @@ def scoring(
     paper: str,
     passes: Callable[[EdgeGraph, dict[str, Any]], float],
     exact: bool = False,
-    complete: bool = False,
+    complete: str = "",
 ) -> Callable[[Callable[..., Scores]], Callable[..., Scores]]:
     """Declare a scoring method."""
 

@@ -24,7 +24,7 @@ _POINTS = {"clean": [1.0], "corrupted": [0.0], "both": [0.0, 1.0]}
     "gradient",
     levels=("edge", "node"),
     paper="Shrikumar et al. 2016 (gradient × input, arXiv:1605.01713); Nanda 2023, attribution patching",
-    passes=lambda graph, options: 2 * len(_POINTS.get(options.get("at", "clean"), "x")),
+    passes=lambda graph, options: 2.0 * len(_POINTS.get(options.get("at", "clean"), "x")),
 )
 def gradient(graph: EdgeGraph, metric: Metric, *, at: str = "clean") -> Scores:
     """Gradient times difference, with gradients at the clean run, the corrupted one, or the mean of both.
@@ -40,7 +40,7 @@ def gradient(graph: EdgeGraph, metric: Metric, *, at: str = "clean") -> Scores:
     "attribution-patching",
     levels=("node",),
     paper="Nanda 2023, attribution patching; GradDrop: Kramár et al. 2024 (arXiv:2403.00745)",
-    passes=lambda graph, options: 2 * len(_drops(graph, options.get("grad_drop", False))),
+    passes=lambda graph, options: 2.0 * len(_drops(graph, options.get("grad_drop", False))),
 )
 def attribution_patching(graph: EdgeGraph, metric: Metric, *, grad_drop: bool = False) -> Scores:
     """Nodes alone: the gradient at each write of the clean run times the write's difference.

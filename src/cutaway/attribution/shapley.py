@@ -34,6 +34,7 @@ def _passes(level: str) -> Any:
     levels=("edge",),
     paper="Castro, Gómez, Tejada 2009; Lundberg, Lee 2017 (arXiv:1705.07874)",
     passes=_passes("edge"),
+    complete="all",
 )
 def shapley_edge(
     graph: EdgeGraph,
@@ -57,6 +58,7 @@ def shapley_edge(
     levels=("node",),
     paper="Castro, Gómez, Tejada 2009; Lundberg, Lee 2017 (arXiv:1705.07874)",
     passes=_passes("node"),
+    complete="all",
 )
 def shapley_node(
     graph: EdgeGraph,
