@@ -7,12 +7,14 @@
 #   TORCH_INDEX=URL       take PyTorch from this package index only (for a GPU build, for example)
 #   TORCH_INDEX=default   take PyTorch from pip's usual index (on Linux that may be a CUDA build of several GB)
 #   SHAPES=1              check the shapes in annotations while the tests run
+#   JOBS=2                processes that share the tests (about 3 GB each)
 
 PYTHON ?= python3
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= auto
 SHAPES ?= 0
+JOBS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -29,8 +31,8 @@ demo: setup
 	$(BIN)/cutaway demo
 
 test: lint
-	CUTAWAY_SHAPES=$(SHAPES) $(BIN)/python -m pytest -m "not slow"
-	CUTAWAY_SHAPES=$(SHAPES) $(BIN)/python -m pytest -m slow
+	CUTAWAY_SHAPES=$(SHAPES) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+	CUTAWAY_SHAPES=$(SHAPES) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
