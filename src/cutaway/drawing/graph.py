@@ -246,9 +246,31 @@ def _rise(sheet: _Sheet, arrow: Arrow, width: float) -> tuple[str, Point, int, l
         path.append(_bend(x, y, there, enter) + f"V{leave:.1f}")
         x, y = there, leave
     stop = tip[1] + (width / 2 + 2.5) * 1.4
+    lane = _lane(sheet, arrow)
+    if lane is not None:
+        enter, leave = y - 26, stop + 26
+        path.append(_bend(x, y, lane, enter) + f"V{leave:.1f}" + _bend(lane, leave, tip[0], stop))
+        return "".join(path), tip, UP, [(lane, enter + (leave - enter) * share / 8) for share in range(9)]
     path.append(_bend(x, y, tip[0], stop))
     half = (y + stop) / 2
     return "".join(path), tip, UP, _points((x, y), (x, half), (tip[0], half), (tip[0], stop))
+
+
+def _lane(sheet: _Sheet, arrow: Arrow) -> float | None:
+    """The x beside a column at which an edge passes the column's other nodes; None for one that meets none."""
+    nodes = sheet.layout.nodes
+
+    def ends(other: Arrow) -> tuple[int, float, float]:
+        start, end = nodes[other.writer], nodes[other.node]
+        return end.row - start.row, start.x, end.x
+
+    span, start, end = ends(arrow)
+    if not sheet.layout.columns or span < 2 or abs(start - end) > 1:
+        return None
+    beside = [other for other in sheet.layout.passes if ends(other)[0] > 1 and ends(other)[1:] == (start, end)]
+    number = sorted(beside, key=lambda other: (ends(other)[0], _name(other))).index(arrow)
+    side, far = (1, -1)[number % 2], 44 + 13 * (number // 2)
+    return sheet.left + start + side * far
 
 
 def _bend(x: float, y: float, to_x: float, to_y: float) -> str:
