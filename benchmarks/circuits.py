@@ -138,6 +138,7 @@ def curves(seeds: int, peers: list[str]) -> list[Row]:
             ways = {"ours": circuit} | {way: cw.score(circuit.graph, metric, method=way) for way in ("eap-ig", "eap")}
             for way, what in ways.items():
                 made = cw.circuit_curve(what, held_out, fresh[2])
+                assert made.cmd and made.cpr
                 areas.setdefault(way, []).append((made.cmd[0], made.cpr[0]))
         for place, (area, better) in enumerate((("CMD", "lower"), ("CPR", "higher"))):
             beside = {way: round(statistics.median(one[place] for one in areas[way]), 3) for way in ("eap-ig", "eap")}

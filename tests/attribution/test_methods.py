@@ -206,6 +206,47 @@ def test_what_it_takes_is_known_beforehand(name: str, runs: Callable[[], tuple])
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_options_of_another_type_are_refused(name: str) -> None:
+    for option, default in method_named(name).options().items():
+        if default is None:
+            continue  # of any type
+        for wrong in [None, "x", 2.5] if isinstance(default, int) else [None, 3]:
+            with pytest.raises(InputError, match=f"^{option} is "):
+                cw.score(linear(), METRIC, method=name, **{option: wrong})
+        if option in ("steps", "samples"):
+            with pytest.raises(InputError, match=f"{option} is a whole number of at least"):
+                cw.score(linear(), METRIC, method=name, **{option: method_named(name).least - 1})
+
+
+class _Several(nn.Module):
+    """Returns a loss before its output, or an output with a loss inside."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first, self.line, self.last = first, nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.line(x).relu()
+        logits = self.last(hidden)
+        loss = nn.functional.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long))
+        return {"loss": loss, "out": logits} if self.first else {"logits": logits, "loss": loss}
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "said"),
+    [
+        (_Several(True), (9, 6), "main output is a single number"),
+        (_Several(False), (9, 6), "single number for all examples, such as a loss"),
+        (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,), "no axis of examples"),
+    ],
+)
+def test_outputs_without_a_row_an_example_are_refused(module: nn.Module, shape: tuple[int, ...], said: str) -> None:
+    net = cw.open(module.eval())
+    with pytest.raises(InputError, match=said):
+        cw.EdgeGraph(net.record(torch.randn(*shape)), net.record(torch.randn(*shape)))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_the_network_and_the_random_state_are_left_alone(name: str) -> None:
     clean, corrupted, module = gpt2_runs()
     graph, before = cw.EdgeGraph(clean, corrupted), {key: value.clone() for key, value in module.state_dict().items()}

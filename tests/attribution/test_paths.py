@@ -122,6 +122,9 @@ def test_a_path_from_the_source_of_a_recurrent_network_is_its_edge() -> None:
         ("embed", "is no path"),
         (("embed",), "is no edge"),
         ([], "no path"),
+        (3, "A path is a text"),
+        ([3], "A path is a text"),
+        ((3,), "A path is a text"),
         ((), "one edge or more"),
     ],
 )

@@ -60,6 +60,12 @@ def test_direct_and_total_effects_are_those_of_masks() -> None:
     assert row.repaired == pytest.approx(row.direct - row.total, abs=1e-6)
 
 
+def test_one_name_is_one_node() -> None:
+    clean, corrupted, _ = gpt2_runs()
+    graph, metric = cw.EdgeGraph(clean, corrupted), cw.logit_difference(3, 4)
+    assert cw.self_repair(graph, metric, "L0.attn.h1") == cw.self_repair(graph, metric, ["L0.attn.h1"])
+
+
 def test_a_node_that_is_not_there_is_refused() -> None:
     clean, corrupted, _ = gpt2_runs()
     with pytest.raises(InputError, match="no node 'L0.attn.h8'"):

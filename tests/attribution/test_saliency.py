@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -145,6 +147,17 @@ def test_what_cannot_be_asked() -> None:
         cw.saliency(trace, METRIC, "magic")
     with pytest.raises(InputError, match="takes no option 'steps'"):
         cw.saliency(trace, METRIC, "gradient", steps=3)
+    for method, options, said in (
+        ("smooth-grad", {"noise": math.nan}, "noise is a finite number of at least 0, and nan"),
+        ("smooth-grad", {"noise": -1.0}, "noise is a finite number of at least 0, and -1.0"),
+        ("smooth-grad", {"samples": 2.5}, "samples is a whole number of at least 1, and 2.5"),
+        ("smooth-grad", {"seed": "x"}, "seed is a whole number, and 'x'"),
+        ("gradient", {"through": 1}, "through is True or False, and 1"),
+        ("occlusion", {"window": "a"}, "window 'a' does not fit"),
+        ("integrated-gradients", {"steps": 0}, "steps is a whole number of at least 1, and 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            cw.saliency(trace, METRIC, method, **options)
     with pytest.raises(InputError, match="has shape"):
         cw.saliency(trace, METRIC, baseline=torch.zeros(5, 5))
     with pytest.raises(MetricError, match="no gradient|does not depend"):

@@ -94,7 +94,7 @@ def test_alike_players_share_and_a_null_player_gets_nothing() -> None:
     ("options", "error", "message"),
     [
         ({"samples": 3}, InputError, "an even number of samples, 2 or more, and it is 3"),
-        ({"samples": 0}, InputError, "an even number"),
+        ({"samples": 0}, InputError, "samples is a whole number of at least 2"),
         ({"samples": 100, "limit": 50}, ResourceError, "100 samples and the limit is 50"),
         ({"only": ["nothing"]}, InputError, "no node 'nothing'"),
     ],

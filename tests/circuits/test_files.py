@@ -1,6 +1,7 @@
 """Circuits as files: what was written is what is read, on any kind of network, and bad files get one sentence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,44 @@ def test_other_networks_are_told(found: dict, tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(MetricError, match="cannot be read"):
         cw.load_circuit(path, *found["induction"][1:])
+
+
+def _dropped(data: dict) -> None:
+    del data["edges"][1:]
+
+
+def _renamed(data: dict) -> None:
+    data["edges"][0]["edge"] = "foo -> bar"
+
+
+def _misspelt(data: dict) -> None:
+    data["edges"][0] |= {"edge": "foo -> bar", "writer": "foo", "reader": "bar"}
+
+
+def _unmarked(data: dict) -> None:
+    data["graph"]["edges"] = [wire[:5] + [False] for wire in data["graph"]["edges"]]
+
+
+@pytest.mark.parametrize("name", ["induction", "placed"])
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        (_dropped, FormatError, "'edges' do not list '.* -> .*and its 'graph' says otherwise"),
+        (_unmarked, FormatError, "'edges' list '.* -> .*and its 'graph' says otherwise"),
+        (_renamed, FormatError, "called 'foo -> bar' and its ends say"),
+        (_misspelt, InputError, "it has no writer 'foo'"),
+    ],
+)
+def test_edges_changed_by_hand_are_not_passed_over(
+    name: str, change: Callable[[dict], None], error: type[CutawayError], told: str, found: dict, tmp_path: Path
+) -> None:
+    circuit, clean, corrupted = found[name]
+    path = cw.save_circuit(circuit, tmp_path / "c.json")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(error, match=told):
+        cw.load_circuit(path, clean, corrupted)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from cutaway.attribution.methods import score
 from cutaway.attribution.scores import Scores
 from cutaway.claims.curves import MIB, area, circuit_curve, spread
 from cutaway.claims.stability import stability, weighted
+from cutaway.claims.truth import compare_with_truth
 from cutaway.claims.untrained import NETWORKS, untrained
 from cutaway.errors import InputError
 
@@ -50,6 +51,7 @@ def test_a_better_ranking_has_better_areas() -> None:
     assert scores.edges is not None
     worst_first = Scores(1 / (scores.edges.abs() + 1e-9), None, "worst first", 0)
     best, worst = (circuit_curve(table, graph, metric) for table in (scores, worst_first))
+    assert best.cpr and best.cmd and worst.cpr and worst.cmd
     assert best.cpr[0] > 0.9 and best.cmd[0] < 0.1
     assert worst.cpr[0] < best.cpr[0] and worst.cmd[0] > best.cmd[0]
 
@@ -115,3 +117,56 @@ def test_the_untrained_control_sees_training_and_leaves_the_network_alone() -> N
     clean.net.check_weights()
     own = untrained(graph, cw.output_distance(clean))
     assert own.p is None and "own output" in own.how
+
+
+def test_answers_that_are_the_networks_own_predictions_are_chosen_again() -> None:
+    found = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        net = cw.open(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8)))
+        inputs = torch.randn(2, 40, 6)
+        best = [net.module(side).argmax(-1) for side in inputs]
+        kept = best[0] != best[1]
+        if int(kept.sum()) < 10:
+            continue
+        clean, corrupted = (net.record(side[kept]) for side in inputs)
+        metric = cw.logit_difference(best[0][kept], best[1][kept])
+        control = untrained(cw.EdgeGraph(clean, corrupted), metric, seed)
+        assert "correct and wrong answers chosen again" in control.how
+        found.append(control.p)
+    assert len(found) > 20 and sum(p <= 0.05 for p in found) <= 4
+    # Answers of one's own that happen to be right stay a sign of training where random weights do worse.
+    clean, corrupted, metric, _ = organism_runs("indirect-object", n=24)
+    trained = untrained(cw.EdgeGraph(clean, corrupted), metric)
+    assert "chosen again" in trained.how and trained.p <= 0.05
+
+
+def test_very_few_examples_are_said_not_to_show_training() -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=1)
+    claim = cw.verify(cw.find_circuit(clean, corrupted, metric), random=20)
+    (reason,) = (row for row in claim.reasons if row.check == "trained")
+    assert not reason.passed and not reason.counts and "too few examples" in reason.text
+    assert claim.verdict == "not supported" and "standard deviations" not in str(claim)
+
+
+def test_a_known_edge_that_no_network_like_this_has_is_refused() -> None:
+    clean, corrupted, metric, organism = organism_runs("induction", n=8)
+    circuit = cw.find_circuit(clean, corrupted, metric)
+    for wrong, said in (
+        ("L0.atn.h0 -> logits", "L0.attn.h0"), ("typo", "writer and a reader"), ("embed -> logit", "logits"),
+        ("L1.attn.h0 -> L0.attn.h0.q", "no edge"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            compare_with_truth(circuit, [*circuit.edges, wrong])
+    assert organism.truth is not None
+    assert compare_with_truth(circuit, organism.truth.edges)["found"]
+
+
+def test_areas_are_of_the_whole_axis_or_not_given() -> None:
+    clean, corrupted, metric, _ = organism_runs("induction", n=8)
+    circuit = cw.find_circuit(clean, corrupted, metric)
+    for sizes in ((0.5,), (0.4, 0.5), (0.01, 1.0)):
+        curve = circuit_curve(circuit, sizes=sizes)
+        assert curve.cpr is None and curve.cmd is None and "CPR" not in str(curve)
+        assert json.loads(json.dumps(curve.to_dict()))["cpr"] is None
+    assert circuit_curve(circuit).cpr is not None

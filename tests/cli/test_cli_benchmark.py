@@ -48,6 +48,7 @@ def test_the_benchmarks_of_the_checkout_are_listed(cutaway: CommandLine) -> None
         (("contuing",), "no benchmark 'contuing'; did you mean 'counting'"),
         (("counting", "broken"), "failed with status 1"),
         (("counting", "silent"), "printed no rows"),
+        (("counting", "--peer", "./no/python"), "--peer is './no/python', which is no program here"),
     ],
 )
 def test_what_cannot_be_measured_gets_one_sentence(

@@ -82,11 +82,18 @@ def test_a_claim_is_drawn_under_its_verdict() -> None:
     svg = claim_plot(tested).svg
     assert "Partly supported: In toy, 4 of 81 edges" in svg and "random circuits of 4 edges: −0.100 to 0.400" in svg
     assert plot(tested | {"schema": "cutaway.claim/1"}).svg == svg
-    with pytest.raises(InputError, match="no edges"):
-        circuit_plot({"edges": []})
     for wrong in (3, {"schema": "x"}, {}):
         with pytest.raises(InputError, match="has no drawing"):
             plot(wrong)
+
+
+@pytest.mark.parametrize("level", ["edge", "node"])
+def test_a_circuit_without_edges_is_drawn_so(level: str) -> None:
+    empty = circuit([], []) | {"level": level, "graph": {"sources": ["embed", "pos_embed"]}}
+    for drawn in (circuit_plot(empty), claim_plot(claim(empty)), circuit_plot({"edges": []})):
+        texts = [element.text for element in fromstring(drawn.svg).iter() if element.tag.endswith("text")]
+        assert "no edges" in texts and "logits" in texts and any("There are no edges." in text for text in texts)
+    assert "embed, pos_embed" in circuit_plot(empty).svg
 
 
 def test_colours_are_centred_on_zero() -> None:

@@ -55,6 +55,7 @@ def ig_activations(graph: EdgeGraph, metric: Metric, *, steps: int = 5) -> Score
     levels=("edge", "node"),
     paper="this package; its parts: Kramár et al. 2024 (arXiv:2403.00745), Marks et al. 2024 (arXiv:2403.19647)",
     passes=lambda graph, options: _local_passes(graph, options.get("steps", 2), options.get("exact", 64)),
+    least=0,
 )
 def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 64) -> Scores:
     """The reader's block run again with the edge ablated, times the gradient behind it, averaged along the way that the

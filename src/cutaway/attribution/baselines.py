@@ -44,6 +44,8 @@ def fill(
     unknown baseline, a counterfactual without a corrupted run, a mean or resample of too few examples, and constants
     that do not fit.
     """
+    if not isinstance(baseline, (str, Mapping)):
+        raise InputError(f"A baseline is {', '.join(NAMES)} or a dict of constants by writer, not {baseline!r}.")
     if not isinstance(baseline, str):
         return _given(baseline, writes, clean), {"kind": "optimal" if baseline else "zero", "from": "constants given"}
     if baseline not in NAMES:

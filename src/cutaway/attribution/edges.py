@@ -88,6 +88,7 @@ class EdgeGraph:
         self.writes = {block.write: block for block in blocks if block.write >= 0}
         self.clean = _values(self.tape, self.writes, self.lifted)
         _check_finite(clean, self.clean)
+        _check_examples(clean, self.lifted, self.clean)
         self.batch = flow.shape(self.lifted.output.reads[0].value)[0]
         reference = self._reference(corrupted, neurons) if corrupted is not None else None
         self.corrupted, self.baseline = fill(baseline, self.writes, self.clean, reference, self.lifted.flow, seed)
@@ -320,6 +321,26 @@ def _same_shape(clean: Trace, corrupted: Trace) -> None:
         )
     if clean.net is not corrupted.net:
         raise InputError("The clean and the corrupted run come from different networks; record both with the same one.")
+
+
+def _check_examples(trace: Trace, lifted: Lifted, values: dict[int, Tensor]) -> None:
+    """Raise InputError where the output has no row for each example, or a value inside is one number for all."""
+    graph, shape = lifted.tape.graph, lifted.flow.shape(lifted.output.reads[0].value)
+    given = next((tuple(tensor.shape) for tensor in tensors((trace.args, trace.kwargs))), ())
+    if not shape:
+        raise InputError(
+            "The network's main output is a single number, such as a loss; return the outputs as `logits` or before it."
+        )
+    if len(given) == len(shape) == 1 and given != shape:
+        raise InputError(
+            f"Inputs of shape {given} give an output of shape {tuple(shape)}, so there is no axis of examples; "
+            "give a batch, as in inputs[None]."
+        )
+    if single := [value for value, tensor in values.items() if not tensor.ndim]:
+        raise InputError(
+            f"'{graph.site(single[0])}' is a single number for all examples, such as a loss; record the runs without "
+            "labels."
+        )
 
 
 def _check_finite(trace: Trace, values: dict[int, Tensor]) -> None:

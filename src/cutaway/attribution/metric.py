@@ -66,7 +66,7 @@ def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metr
     """
 
     def read(rows: Tensor, net: Network) -> Tensor:
-        right, other = _ids(correct, rows, net), _ids(wrong, rows, net)
+        right, other = class_ids(correct, rows, net), class_ids(wrong, rows, net)
         if bool((right == other).all()):
             raise MetricError(
                 "The correct and the wrong answer are the same for every example; choose two that differ."
@@ -81,7 +81,7 @@ def logit(answer: Answer, position: int = -1) -> Metric:
     """The logit of an answer minus the mean logit (higher means more of the behaviour)."""
 
     def read(rows: Tensor, net: Network) -> Tensor:
-        return rows.gather(1, _ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
+        return rows.gather(1, class_ids(answer, rows, net)[:, None])[:, 0] - rows.mean(1)
 
     return Metric("logit", read, {"kind": "logit", "answer": _say(answer), "position": position}, position)
 
@@ -149,7 +149,8 @@ def at_position(output: Tensor, position: int) -> Tensor:
     return output[:, position]
 
 
-def _ids(answer: Answer, rows: Tensor, net: Network) -> Tensor:
+def class_ids(answer: Answer, rows: Float[Tensor, "batch classes"], net: Network) -> Tensor:
+    """[batch]: the class of each example's answer. Raises MetricError for a class or a token that is not there."""
     listed: Any = answer.tolist() if isinstance(answer, Tensor) else answer
     if isinstance(listed, (str, int)):
         listed = [listed]

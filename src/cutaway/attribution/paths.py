@@ -37,7 +37,12 @@ def path_patch(
     those that come near, an edge that the graph lacks, and edges that do not join.
     """
     metric = as_metric(metric)
-    listed: list[Path] = [paths] if isinstance(paths, (str, tuple)) else list(paths)
+    listed: list[Path] = (
+        list(paths) if isinstance(paths, Iterable) and not isinstance(paths, (str, tuple)) else [paths]
+    )
+    for path in listed:
+        if not isinstance(path, (str, tuple, list)) or not all(isinstance(edge, str) for edge in path):
+            raise InputError(f"A path is a text such as 'embed -> L0.attn.h1.v -> logits', not {path!r}.")
     if not listed:
         raise InputError("There is no path to patch; give one or more, such as 'embed -> L0.attn.h1.v -> logits'.")
     wired = _wired(graph)

@@ -33,7 +33,7 @@ class Repair:
 
 
 def self_repair(
-    graph: EdgeGraph, metric: Metric | Callable[[Tensor], Tensor], nodes: Iterable[str] | None = None
+    graph: EdgeGraph, metric: Metric | Callable[[Tensor], Tensor], nodes: str | Iterable[str] | None = None
 ) -> list[Repair]:
     """Direct effect, total effect and what is repaired, for each node (all that have an edge to the output if `nodes`
     is None), the most repaired first.
@@ -41,6 +41,7 @@ def self_repair(
     Two passes a node. Raises InputError for a node that is not there.
     """
     metric = as_metric(metric)
+    nodes = [nodes] if isinstance(nodes, str) else nodes
     ends = graph.parts[-1].ports[0].rows
     reach = graph.valid[ends].any(0)
     chosen = list(dict.fromkeys(unit[0] for unit in units(graph, "node", nodes) if nodes is not None or reach[unit[0]]))

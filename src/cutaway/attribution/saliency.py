@@ -21,8 +21,10 @@ from ..errors import InputError, MetricError
 from ..run.trace import Trace
 from .inputs import Inputs
 from .metric import Metric, as_metric
+from .options import check_options
 
 Maps = dict[str, Tensor]
+_LEAST = {"samples": 1, "steps": 1, "noise": 0.0, "within": 0.0}
 
 
 class Spot(NamedTuple):
@@ -90,6 +92,7 @@ def saliency(
     known = [name for name in inspect.signature(made).parameters if name != "inputs"]
     if odd := [name for name in options if name not in known]:
         raise InputError(f"'{method}' takes no option '{odd[0]}'; it takes {', '.join(known) or 'none'}.")
+    check_options(made, options, _LEAST)
     inputs = Inputs(trace, as_metric(metric))
     maps, facts = made(inputs, **options)
     if not any(bool(found.any()) for found in maps.values()):
@@ -120,7 +123,6 @@ def smooth_grad(
 
     Smilkov, Thorat, Kim, Viégas, Wattenberg 2017 (arXiv:1706.03825).
     """
-    _least("samples", samples)
     generator = torch.Generator().manual_seed(seed)
     rows = {}
     for name, value in inputs.values.items():
@@ -140,7 +142,6 @@ def integrated_gradients(
     the largest difference. Where the network cuts gradients off (`detach`, `no_grad`), those that come closer are kept:
     its own (a straight-through estimate) or the ones through the cut. Sundararajan, Taly, Yan 2017 (arXiv:1703.01365).
     """
-    _least("steps", steps)
     start, sides = inputs.baseline(baseline), {"the network's own": inputs}
     if through := inputs.uncut():
         sides = (sides if inputs.differentiable() else {}) | {"through detach and no_grad": through}
@@ -262,15 +263,11 @@ def _windows(value: Tensor, axes: list[int], wide: list[int], pace: list[int]) -
 def _sizes(given: int | tuple[int, ...] | None, default: list[int], what: str) -> list[int]:
     if given is None:
         return default
-    sizes = [given] * len(default) if isinstance(given, int) else list(given)
-    if len(sizes) != len(default) or any(size < 1 for size in sizes):
-        raise InputError(f"The {what} {given} does not fit; give {len(default)} whole numbers from 1 on.")
+    sizes = list(given) if isinstance(given, (tuple, list)) else [given] * len(default)
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if len(sizes) != len(default) or not whole:
+        raise InputError(f"The {what} {given!r} does not fit; give {len(default)} whole numbers from 1 on.")
     return sizes
-
-
-def _least(what: str, number: int) -> None:
-    if number < 1:
-        raise InputError(f"{what} is {number}; give at least 1.")
 
 
 def _say(baseline: Any) -> Any:

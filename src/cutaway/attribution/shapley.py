@@ -35,6 +35,7 @@ def _passes(level: str) -> Any:
     paper="Castro, Gómez, Tejada 2009; Lundberg, Lee 2017 (arXiv:1705.07874)",
     passes=_passes("edge"),
     complete="all",
+    least=2,
 )
 def shapley_edge(
     graph: EdgeGraph,
@@ -59,6 +60,7 @@ def shapley_edge(
     paper="Castro, Gómez, Tejada 2009; Lundberg, Lee 2017 (arXiv:1705.07874)",
     passes=_passes("node"),
     complete="all",
+    least=2,
 )
 def shapley_node(
     graph: EdgeGraph,

@@ -74,7 +74,8 @@ def graph_from(
 def onto(graph: EdgeGraph, data: Mapping[str, Any], metric: Metric, mask: Tensor | None = None) -> Circuit:
     """The circuit that data describes, on a graph; `mask` where it is known beside the data.
 
-    Edges that a whole graph lists give their scores too. Raises InputError for an edge that the graph does not have.
+    Edges that a whole graph lists give their scores too. Raises InputError for an edge that the graph does not have,
+    FormatError where a whole graph says otherwise than the circuit's edges which ones are in.
     """
     places = _Places(graph)
     table = torch.zeros(graph.shape())
@@ -85,9 +86,11 @@ def onto(graph: EdgeGraph, data: Mapping[str, Any], metric: Metric, mask: Tensor
         (row["writer"], row["reader"], row["position"], row["score"], row["exact"], True) for row in data["edges"]
     ]
     if whole:
+        rows = listed
         listed = [
             (_name(whole["writers"], wire[1]), _name(whole["readers"], wire[0]), *wire[2:]) for wire in whole["edges"]
         ]
+        _check_same(places, rows, listed)
     for writer, reader, position, score, effect, member in listed:
         if not member and not score and not places.known(writer, reader):
             continue  # EAP-IG lists an MLP in every layer; what is out and has no effect need not be here
@@ -97,6 +100,9 @@ def onto(graph: EdgeGraph, data: Mapping[str, Any], metric: Metric, mask: Tensor
             inside[place] |= member
             if effect is not None:
                 exact[place] = effect / len(found)
+    for row in data["edges"]:
+        if row["edge"] != (named := f"{row['writer']} -> {row['reader']}"):
+            raise FormatError(f"An edge is called {row['edge']!r} and its ends say '{named}'; correct one of them.")
     chosen = mask if mask is not None else inside & graph.valid[:, :, None]
     curve = tuple((int(size), math.nan if value is None else float(value)) for size, value in data["curve"])
     settings = dict(data["settings"])
@@ -109,6 +115,23 @@ def _name(names: Sequence[str], place: int) -> str:
     if place >= len(names):
         raise FormatError(f"An edge of the whole graph names part {place}, and only {len(names)} are listed.")
     return names[place]
+
+
+def _check_same(places: _Places, rows: Sequence[tuple[Any, ...]], wires: Sequence[tuple[Any, ...]]) -> None:
+    """Raise FormatError when the circuit's edges are not those that the whole graph marks as in it."""
+    told, marked = (
+        {place: (writer, reader) for writer, reader, at, _, _, member in some if member
+         for place in places.of(writer, reader, at)}
+        for some in (rows, wires)
+    )  # fmt: skip
+    for one, other, what in ((told, marked, "list"), (marked, told, "do not list")):
+        if apart := [place for place in one if place not in other]:
+            writer, reader = one[apart[0]]
+            at = f" at position {apart[0][2]}" if places.graph.positions > 1 else ""
+            raise FormatError(
+                f"The circuit's 'edges' {what} '{writer} -> {reader}'{at} and its 'graph' says otherwise; make them "
+                "agree, or take 'graph' out to load what 'edges' lists."
+            )
 
 
 class _Places:

@@ -57,6 +57,7 @@ def find_circuit(
     does not distinguish clean from corrupted, ResourceError when even the least of it exceeds a limit.
     """
     plan = plan_of(level, search, method, options, faithfulness, size)
+    _check_passes(max_forwards)
     metric = as_metric(metric)
     graph = plan.graph(clean, corrupted, baseline)
     return search_graph(graph, metric, plan, max_forwards, progress)
@@ -96,6 +97,7 @@ def forecast_circuit(
 ) -> CircuitForecast:
     """What `find_circuit` with these arguments takes at most, from timed passes. Raises what it raises."""
     plan = plan_of(level, search, method, options, 0.9, size)
+    _check_passes(max_forwards)
     metric = as_metric(metric)
     graph = plan.graph(clean, corrupted, baseline)
     task = Task(graph, metric, level, None, Goal(0.1, size))
@@ -163,8 +165,15 @@ def plan_of(
     if chosen.needs_scores and level not in scoring.levels:
         raise InputError(f"The method '{method}' scores no {level}s; choose another method or level.")
     shared = {name: value for name, value in options.items() if name in _SHARED}
+    scoring.check(shared.get("method_options", {}))
     own = chosen.checked({name: value for name, value in options.items() if name not in _SHARED})
     return Plan(level, chosen, scoring, own, shared, Goal(max(1 - faithfulness, _TIGHT), size))
+
+
+def _check_passes(limit: Any) -> None:
+    """Raise InputError for a limit that is no number."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or math.isnan(limit)):
+        raise InputError(f"max_forwards is a number of passes, and {limit!r} was given.")
 
 
 def search_graph(

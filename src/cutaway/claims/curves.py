@@ -30,22 +30,28 @@ CLOSE, WORST = 0.3, 3
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Faithfulness by size. `rows`: one dict a size; `cpr` and `cmd`: value, low and high of the areas under
-    faithfulness (higher is better) and under |1 - faithfulness| (lower is better); `facts` say how it was made.
+    faithfulness (higher is better) and under |1 - faithfulness| (lower is better), None where the sizes do not go from
+    0.1 % (or less) to 100 %; `facts` say how it was made.
     `examples` [sizes, batch] is each example's faithfulness: 1 minus what it falls short by, in mean behaviours."""
 
     rows: tuple[dict[str, Any], ...]
-    cpr: Interval
-    cmd: Interval
+    cpr: Interval | None
+    cmd: Interval | None
     facts: dict[str, Any]
     examples: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as JSON-able data, without the examples."""
-        areas = {name: dict(zip(("value", "low", "high"), getattr(self, name), strict=True)) for name in ("cpr", "cmd")}
+        areas = {
+            name: found and dict(zip(("value", "low", "high"), found, strict=True))
+            for name, found in (("cpr", self.cpr), ("cmd", self.cmd))
+        }
         return {"schema": "cutaway.curve/1", "rows": [dict(row) for row in self.rows], **areas, "facts": self.facts}
 
     def __str__(self) -> str:
-        lines = [f"CPR {self.cpr[0]:.3f} (higher is better), CMD {self.cmd[0]:.3f} (lower is better)"]
+        lines = ["no areas under the curve: their sizes must go from 0.1 % to 100 %"]
+        if self.cpr and self.cmd:
+            lines = [f"CPR {self.cpr[0]:.3f} (higher is better), CMD {self.cmd[0]:.3f} (lower is better)"]
         for row in self.rows:
             lines.append(
                 f"  {row['share']:>6.1%} {row['size']:>7} faithfulness {row['faithfulness']:+.3f}, "
@@ -143,7 +149,8 @@ def _curve(
         "examples": len(good), "universe": len(task.universe), "seed": seed,
         "interval": "95 % percentile bootstrap over examples, 2000 draws" if drawn is not None else None,
     }  # fmt: skip
-    return Curve(tuple(rows), areas[0], areas[1], facts, examples)
+    cpr, cmd = areas if sizes[0] <= MIB[0] and sizes[-1] == MIB[-1] else (None, None)
+    return Curve(tuple(rows), cpr, cmd, facts, examples)
 
 
 def area(sizes: Sequence[float], values: np.ndarray) -> np.ndarray:

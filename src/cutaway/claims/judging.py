@@ -59,11 +59,12 @@ def behaves(found: Measured, held_out: bool) -> Finding:
     return Finding((evidence,), (Reason("behaves", p <= level, text),), {"sign_p": p})
 
 
-def trained(control: Control, own_output: bool) -> Finding:
-    """Is the behaviour one that training put there? A distance from the network's `own_output` leaves that open."""
+def trained(control: Control, open_question: bool) -> Finding:
+    """Is the behaviour one that training put there? An `open_question` for a distance from the network's own output,
+    and for very few examples, which fail the sign test."""
     if control.p is None:
         text = f"not shown to come from training: {control.how}"
-        return Finding((), (Reason("trained", False, text, not own_output),))
+        return Finding((), (Reason("trained", False, text, not open_question),))
     finite = [value for value in control.values if math.isfinite(value)]
     best = f"at most {max(finite):.1f}" if finite else "none"
     text = (
@@ -184,14 +185,12 @@ def curved(curve: Curve) -> Finding:
     """The areas under the curve of faithfulness."""
     sizes = f"circuits of {curve.rows[0]['share']:.1%} to {curve.rows[-1]['share']:.0%} of edges"
     how = f"{sizes}, {curve.facts['circuits']}, trapezoidal over the share; {curve.facts['interval'] or 'no interval'}"
-    return Finding(
-        (
-            Evidence("CPR", *curve.cpr, "higher", f"area under faithfulness; {how}"),
-            Evidence("CMD", *curve.cmd, "lower", f"area under |1 - faithfulness|; {how}"),
-        ),
-        (),
-        {"curve": curve.to_dict()},
+    areas = (
+        ("CPR", curve.cpr, "higher", "area under faithfulness"),
+        ("CMD", curve.cmd, "lower", "area under |1 - faithfulness|"),
     )
+    evidence = tuple(Evidence(name, *found, better, f"{what}; {how}") for name, found, better, what in areas if found)
+    return Finding(evidence, (), {"curve": curve.to_dict()})
 
 
 def stable(found: Stability) -> Finding:

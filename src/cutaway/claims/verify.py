@@ -29,7 +29,7 @@ from .null import inflated, random_circuits
 from .repeat import stored
 from .stability import named_parts, stability
 from .truth import compare_with_truth
-from .untrained import OWN_OUTPUT, untrained
+from .untrained import FEW, OWN_OUTPUT, untrained
 
 __all__ = ["compare_with_truth", "verify"]
 
@@ -81,8 +81,8 @@ def verify(
     found = measure(circuit, graph, _metric_on(metric or circuit.metric, clean), seed)
     findings = [judging.behaves(found, held_out)]
     report("untrained control", 1, 5)
-    own_output = found.metric.facts.get("kind") in OWN_OUTPUT
-    findings += [judging.trained(untrained(graph, found.metric, seed), own_output), judging.faithful(found)]
+    open_question = found.metric.facts.get("kind") in OWN_OUTPUT or found.n < FEW
+    findings += [judging.trained(untrained(graph, found.metric, seed), open_question), judging.faithful(found)]
     report("null", 2, 5)
     findings += [judging.beats_chance(found, _null(found, circuit, random), random), judging.complete(found)]
     report("minimality", 3, 5)

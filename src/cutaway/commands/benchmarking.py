@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def benchmark(
         return {"benchmarks": [{"name": one, "what": _first_line(place / f"{one}.py")} for one in known], "rows": []}
     if name not in known:
         raise InputError(f"There is no benchmark '{name}'{near(name, tuple(known))}")
+    if missing := [one for one in peer if shutil.which(one) is None]:
+        raise InputError(f"--peer is '{missing[0]}', which is no program here; give an environment's bin/python.")
     words = [sys.executable, str(place / f"{name}.py"), *parts, *(f"--peer={one}" for one in peer), "--json"]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)  # progress is on its stderr
     if done.returncode:

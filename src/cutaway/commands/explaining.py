@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import InputError, ProjectError
+from ..errors import InputError, ProjectError, ResourceError
 from ..report import terminal
 from . import store
 from .looking import Model
@@ -83,6 +84,11 @@ class Outputs:
             store.check(self.project)
         if self.plot and not self.plot.lower().endswith((".svg", ".png")):
             raise InputError(f"--plot is '{self.plot}'; a drawing is written as .svg or .png.")
+        if self.plot.lower().endswith(".png") and find_spec("resvg_py") is None:
+            raise ResourceError("A PNG needs the package resvg-py; install cutaway[plot], or name a .svg file.")
+        for option, path in (("--save", self.save), ("--plot", self.plot)):
+            if path:
+                store.check_file(option, path)
 
     def write(self, finding: Finding) -> Result:
         """Write the circuit and its drawing, where they are asked for; the paths, by option."""
@@ -161,7 +167,7 @@ def _split(examples: Examples) -> tuple[Examples, Examples | None]:
 def verify(
     project: Annotated[str, Argument("A project.", positional=True)],
     claim: Annotated[str, Argument("A claim's id or how it begins; the newest when left out.", positional=True)] = "",
-    pairs: Annotated[int, Argument("Test on so many fresh pairs instead (organisms only).", least=0)] = 0,
+    pairs: Annotated[int, Argument("Test on so many fresh pairs, 2 or more, instead (organisms only).", least=0)] = 0,
     seed: Annotated[int, Argument("Which fresh pairs to draw.", least=0)] = 1,
     thorough: Annotated[bool, Argument("Also draw curves, resample, and test every part (takes longer).")] = False,
     alternatives: Annotated[int, Argument("Look for so many other circuits, too.", least=0)] = 0,
@@ -172,6 +178,8 @@ def verify(
     from .finding import told
     from .subject import facts, open_model, organism_of, suited_threads
 
+    if pairs == 1:
+        raise InputError("--pairs is 1; give at least 2, or 0 for the inputs that the claim was tested on.")
     with Project(project, create=False, readonly=True) as opened:
         stored = opened.claim(claim or _newest(opened.claims(), project))
         arrays = opened.tensors(stored["id"])

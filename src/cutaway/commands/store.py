@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ProjectError
+from ..errors import InputError, ProjectError
 from ..project import Project
 from .verb import running
 
@@ -35,6 +35,15 @@ def check(path: str) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ProjectError(f"'{parent}' is no folder that can be written to, so no project can be made in it.")
+
+
+def check_file(option: str, path: str) -> None:
+    """Raise InputError before a long job when a file that it will write cannot be there."""
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} is '{path}', and '{folder}' is no folder that can be written to; make it first.")
+    if Path(path).is_dir():
+        raise InputError(f"{option} is '{path}', which is a folder; give the name of a file.")
 
 
 def stored_form(claim: Claim) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .charts import curve
-from .graph import draw, effect
+from .graph import bare, draw, effect
 from .heat import heat_map
 from .layers import split
 from .plot import Plot, compose
@@ -19,34 +19,34 @@ MINUS = ("minus", "below zero: ablating it raises the metric")
 
 def circuit_plot(circuit: Mapping[str, Any], *, control: tuple[Any, Any] = (None, None), title: str = "") -> Plot:
     """A circuit (as `Circuit.to_dict` gives it) by layer, and by position where it tells positions apart, with its
-    faithfulness curve. `control`: the range of random circuits of its size. Raises InputError when it has no edges."""
+    faithfulness curve; without edges, its sources and the output. `control`: the range of random circuits of its size.
+    """
     rows = [row for row in circuit.get("edges") or [] if isinstance(row, Mapping)]
-    if not rows:
-        raise InputError("The circuit has no edges, so there is nothing to draw.")
     unit = "nodes" if circuit.get("level") == "node" else "edges"
     size = len(circuit.get("nodes") or []) if unit == "nodes" else len(rows)
     whole = (circuit.get("universe") or {}).get("edges")
     reached = circuit.get("faithfulness")
-    by_position = all(isinstance(row.get("position"), int) for row in rows)
+    by_position = bool(rows) and all(isinstance(row.get("position"), int) for row in rows)
     drawing = draw(circuit, by_position=by_position, tokens=(circuit.get("inputs") or {}).get("tokens") or ())
     measured = "exact effect" if any(finite(row.get("exact")) is not None for row in rows) else "score"
     metric = (circuit.get("metric") or {}).get("name", "metric")
     examples = finite((circuit.get("inputs") or {}).get("examples"))
     n = f", mean of {examples:.0f} examples" if examples is not None else ""
-    notes = [f"Faithfulness {figure(reached)} (closer to 1 is better){n}. Lines lead from writers up to readers."]
+    notes = [f"Faithfulness {figure(reached)} (closer to 1 is better){n}."]
+    notes[0] += " Lines lead from writers up to readers." if rows else " There are no edges."
     if drawing.weak:
         notes.append(f"The strongest {drawing.edges - drawing.weak} connections are drawn; {drawing.weak} are weaker.")
-    keys = [
-        ("plus", f"{measured} on the {metric} above zero; widest {figure(drawing.largest, places(drawing.largest))}")
-    ]
+    widest = figure(drawing.largest, places(drawing.largest))
+    keys = [("plus", f"{measured} on the {metric} above zero; widest {widest}")] if drawing.svg else []
     keys += [MINUS] if any(effect(row) < 0 for row in rows) else []
     target = (circuit.get("settings") or {}).get("target_faithfulness")
     chosen = (size, reached)
     bent = curve(circuit.get("curve") or [], chosen=chosen, target=target, unit=unit, control=control)
     if bent and finite(control[0]) is not None:
         notes.append("Curve: the ring is this circuit, the bar the middle 95 % of random circuits of its size.")
+    sources = [str(name) for name in (circuit.get("graph") or {}).get("sources") or ()]
     of = f" of {whole:,}" if isinstance(whole, int) and unit == "edges" else ""
-    return compose(title or f"Circuit of {size:,}{of} {unit}", notes, keys, [drawing.svg, bent])
+    return compose(title or f"Circuit of {size:,}{of} {unit}", notes, keys, [drawing.svg or bare(sources), bent])
 
 
 def claim_plot(claim: Mapping[str, Any]) -> Plot:

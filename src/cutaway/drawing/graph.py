@@ -108,6 +108,22 @@ def draw(circuit: Mapping[str, Any], *, by_position: bool = False, tokens: Seque
     return Drawing(markup(root), len(inside), weak, outside, grouped, largest, labelled)
 
 
+def bare(sources: Sequence[str]) -> str:
+    """The drawing of a circuit without edges: its sources, the output, and nothing that leads to it."""
+    names = ", ".join(sources)
+    shown = (names if len(names) <= 40 else names[:39] + "…") or "sources"
+    root = canvas(
+        LEAST, 142, name="graph", title="Circuit of no connections", description="There are no edges.", kind="graph"
+    )
+    for label, y in (("logits", 20.0), (shown, 96.0)):
+        wide = 7.4 * len(label) + 20
+        group = add(root, "g", "node")
+        add(group, "rect", "box", x=(LEAST - wide) / 2, y=y, width=wide, height=TALL, rx=5)
+        add(group, "text", "name", label, x=LEAST / 2, y=y + 17, text_anchor="middle")
+    add(root, "text", "spot", "no edges", x=LEAST / 2, y=75, text_anchor="middle")
+    return markup(root)
+
+
 def effect(row: Mapping[str, Any]) -> float:
     """An edge's exact effect, or its score where no exact one was measured."""
     exact = finite(row.get("exact"))
