@@ -8,7 +8,7 @@ from xml.etree.ElementTree import fromstring
 import pytest
 from crafted_claims import CHAIN, NODES, circuit, claim, crowd, edge
 
-from cutaway.drawing.figures import by_layer, circuit_plot, claim_plot, plot, table_plot
+from cutaway.drawing.figures import by_layer, circuit_plot, claim_plot, curve_plot, plot, table_plot
 from cutaway.drawing.heat import heat_map, shade
 from cutaway.errors import InputError, ResourceError
 
@@ -135,3 +135,13 @@ def test_png_shows_the_drawing(tmp_path: Path) -> None:
     image = circuit_plot(placed()).save(tmp_path / "a.png").read_bytes()
     width = float(fromstring(circuit_plot(placed()).svg).get("width", "0"))
     assert image.startswith(b"\x89PNG") and int.from_bytes(image[16:20], "big") == 2 * width
+
+
+def test_a_curve_has_a_panel_for_what_is_kept_and_one_for_what_is_lost() -> None:
+    rows = [{"size": size, "faithfulness": 0.1 * size, "completeness": 1.0} for size in (0, 1, 5, 10)]
+    data = {"schema": "cutaway.curve/1", "rows": rows, "cpr": {"value": 0.9}, "cmd": None, "facts": {"level": "edge"}}
+    svg = curve_plot(data).svg
+    assert svg.count("polyline") == 2 and "completeness" in svg and "CPR 0.9" in svg and "CMD 0" not in svg
+    assert plot(data).svg == svg
+    with pytest.raises(InputError, match="nothing to draw"):
+        curve_plot({**data, "rows": rows[:1]})

@@ -20,6 +20,8 @@ from ..attribution.scores import Scores
 from ..circuits.circuit import Circuit
 from ..circuits.ranked import connected
 from ..circuits.task import Goal, Task, Unit
+from ..drawing.figures import curve_plot
+from ..drawing.plot import Plot
 from ..errors import InputError, MetricError
 from .statistics import Interval, percentiles, resampled
 
@@ -47,6 +49,13 @@ class Curve:
             for name, found in (("cpr", self.cpr), ("cmd", self.cmd))
         }
         return {"schema": "cutaway.curve/1", "rows": [dict(row) for row in self.rows], **areas, "facts": self.facts}
+
+    def plot(self) -> Plot:
+        """Faithfulness and completeness by size."""
+        return curve_plot(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return self.plot()._repr_html_()
 
     def __str__(self) -> str:
         lines = ["no areas under the curve: their sizes must go from 0.1 % to 100 %"]

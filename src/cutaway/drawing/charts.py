@@ -25,8 +25,9 @@ def curve(
     target: Any,
     unit: str = "edges",
     control: tuple[Any, Any] = (None, None),
+    what: str = "faithfulness",
 ) -> str:
-    """Faithfulness over circuit sizes. points: [size, faithfulness]; `chosen`: the circuit itself, after pruning;
+    """Faithfulness (or `what`) over circuit sizes. points: [size, value]; `chosen`: the circuit itself, after pruning;
     `target`: the faithfulness that was aimed at, so that within 1 - target of 1 is the band shown; `control`: the
     lowest and highest faithfulness of random circuits of the chosen size."""
     known = [(float(size), value) for size, raw in points if (value := finite(raw)) is not None and size >= 1]
@@ -37,7 +38,7 @@ def curve(
     values = [y for _, y in known] + ([reached] if reached is not None else [])
     under, over = (finite(end) for end in control)
     values += [end for end in (under, over) if end is not None]
-    title = f"Faithfulness by number of {unit}"
+    title = f"{what.capitalize()} by number of {unit}"
     root = canvas(WIDTH, HEIGHT, name="curve", title=title, description=_told(known, unit))
     logarithmic = max(sizes) / min(sizes) > 30
     across = _across(min(sizes), max(sizes), logarithmic)
@@ -60,7 +61,7 @@ def curve(
     if reached is not None and size >= 1:
         ring = add(root, "circle", "chosen", cx=across(size), cy=up(reached), r=5.5)
         add(ring, "title", text=f"this circuit, {size} {unit}: {figure(reached)}")
-    add(root, "text", "axis", "faithfulness", x=4, y=14)
+    add(root, "text", "axis", what, x=4, y=14)
     return markup(root)
 
 

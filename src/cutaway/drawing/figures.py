@@ -57,6 +57,24 @@ def claim_plot(claim: Mapping[str, Any]) -> Plot:
     return circuit_plot(claim.get("circuit") or {}, control=(null.get("low"), null.get("high")), title=title)
 
 
+def curve_plot(curve_data: Mapping[str, Any]) -> Plot:
+    """A curve (as `Curve.to_dict` gives it): faithfulness and completeness by circuit size, with the areas where there
+    are some. Raises InputError when no size holds a part."""
+    rows = [row for row in curve_data.get("rows") or [] if row.get("size")]
+    facts = curve_data.get("facts") or {}
+    unit = "nodes" if facts.get("level") == "node" else "edges"
+    panels = [
+        curve([(row["size"], row[what]) for row in rows], chosen=(0, None), target=None, unit=unit, what=what)
+        for what in ("faithfulness", "completeness")
+    ]
+    if not any(panels):
+        raise InputError("No size of this curve holds a part, so there is nothing to draw.")
+    areas = [(name, curve_data.get(name)) for name in ("cpr", "cmd")]
+    told = ", ".join(f"{name.upper()} {figure(area['value'])}" for name, area in areas if area)
+    notes = [f"{told} (CPR: higher is better; CMD: lower)."] if told else []
+    return compose(f"Circuits of the strongest {unit}", notes, [], panels)
+
+
 def table_plot(
     rows: Sequence[str],
     columns: Sequence[str],
@@ -91,12 +109,13 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def plot(what: Any, path: str | Path | None = None) -> Plot:
-    """The drawing of a circuit, a claim, a sweep or scores, or of a circuit's or claim's plain data; written to `path`
-    (.svg or .png) if one is given. Raises InputError for anything that has no drawing."""
+    """The drawing of a circuit, a claim, a curve, a sweep or scores, or of the first three's plain data; written to
+    `path` (.svg or .png) if one is given. Raises InputError for anything that has no drawing."""
     if isinstance(what, Mapping):
         schema = what.get("schema")
         drawn = claim_plot(what) if schema == "cutaway.claim/1" else None
         drawn = circuit_plot(what) if schema == "cutaway.circuit/1" else drawn
+        drawn = curve_plot(what) if schema == "cutaway.curve/1" else drawn
     else:
         drawn = what.plot() if callable(getattr(what, "plot", None)) else None
     if drawn is None:
