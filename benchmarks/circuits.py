@@ -51,7 +51,7 @@ def drawn(organism: organisms.Organism, seed: int) -> Runs:
     if pairs.correct is None:  # the whole output is the behaviour
         return clean, corrupted, cw.output_distance(clean)
     position = -1 if pairs.position is None else pairs.position
-    return clean, corrupted, cw.logit_difference(pairs.correct, pairs.wrong, position=position)
+    return clean, corrupted, cw.logit_difference(pairs.correct, pairs.wrong, position=position, labels=True)
 
 
 def found(name: str, seed: int, baseline: str = "counterfactual", **options: Any) -> float:

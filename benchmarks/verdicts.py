@@ -54,7 +54,7 @@ def shuffled(pairs: Pairs, seed: int) -> Pairs:
 def runs(net: Any, pairs: Pairs) -> tuple[Any, Any, cw.Metric]:
     """Both runs and the metric."""
     position = -1 if pairs.position is None else pairs.position
-    metric = cw.logit_difference(pairs.correct, pairs.wrong, position=position)
+    metric = cw.logit_difference(pairs.correct, pairs.wrong, position=position, labels=True)
     return net.record(pairs.clean), net.record(pairs.corrupted), metric
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import cutaway as cw
 from cutaway.attribution.methods import score
 from cutaway.attribution.scores import Scores
+from cutaway.circuits.loading import metric_from
 from cutaway.claims.curves import MIB, area, circuit_curve, spread
 from cutaway.claims.stability import stability, weighted
 from cutaway.claims.truth import compare_with_truth
@@ -170,3 +171,13 @@ def test_areas_are_of_the_whole_axis_or_not_given() -> None:
         assert curve.cpr is None and curve.cmd is None and "CPR" not in str(curve)
         assert json.loads(json.dumps(curve.to_dict()))["cpr"] is None
     assert circuit_curve(circuit).cpr is not None
+
+
+def test_labels_that_are_stated_to_come_from_the_data_are_kept() -> None:
+    clean, corrupted, _, organism = organism_runs("marks", n=16)
+    pairs = organism.pairs(16, seed=1)
+    graph = cw.EdgeGraph(clean, corrupted)
+    chosen = untrained(graph, cw.logit_difference(pairs.correct, pairs.wrong))
+    stated = cw.logit_difference(pairs.correct, pairs.wrong, labels=True)
+    assert "chosen again" in chosen.how and "chosen again" not in untrained(graph, stated).how
+    assert stated.facts["labels"] is True and metric_from(stated.facts, clean).facts == stated.facts

@@ -58,11 +58,13 @@ class Metric:
         return found
 
 
-def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metric:
+def logit_difference(correct: Answer, wrong: Answer, position: int = -1, *, labels: bool = False) -> Metric:
     """logit(correct) - logit(wrong), at a position when the output has positions (higher means more of the behaviour).
 
-    Answers are tokens as text, class numbers, or one of either an example. Raises MetricError, when it is first read,
-    for a text that is not a single token or a position that is not there.
+    Answers are tokens as text, class numbers, or one of either an example. `labels` states that they come from the data
+    and not from what this network predicts, which `verify` cannot see of a network that predicts them well.
+
+    Raises MetricError, when it is first read, for a text that is not a single token or a position that is not there.
     """
 
     def read(rows: Tensor, net: Network) -> Tensor:
@@ -74,6 +76,7 @@ def logit_difference(correct: Answer, wrong: Answer, position: int = -1) -> Metr
         return rows.gather(1, right[:, None])[:, 0] - rows.gather(1, other[:, None])[:, 0]
 
     facts = {"kind": "logit_difference", "correct": _say(correct), "wrong": _say(wrong), "position": position}
+    facts |= {"labels": True} if labels else {}
     return Metric("logit difference", read, facts, position)
 
 

@@ -193,7 +193,7 @@ def metric_from(facts: Mapping[str, Any], clean: Trace) -> Metric:
     wrong: Any = stored.wrong
     answer: Any = stored.answer
     if stored.kind == "logit_difference" and correct is not None and wrong is not None:
-        return logit_difference(correct, wrong, position)
+        return logit_difference(correct, wrong, position, labels=stored.labels)
     if stored.kind == "logit" and answer is not None:
         return logit(answer, position)
     raise MetricError(f"The metric '{stored.name}' is made of code, which is not stored; give it in Python instead.")
@@ -208,3 +208,4 @@ class _Facts(msgspec.Struct):
     correct: str | int | list[str | int] | None = None
     wrong: str | int | list[str | int] | None = None
     answer: str | int | list[str | int] | None = None
+    labels: bool = False

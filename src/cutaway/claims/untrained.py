@@ -112,6 +112,8 @@ def _own_answers(metric: Metric, sides: Sequence[Tensor], net: Network) -> tuple
     run the correct ones, on the corrupted run the wrong ones."""
     if metric.facts.get("kind") not in ("logit_difference", "logit") or metric.position is None:
         return ()
+    if metric.facts.get("labels"):  # stated, and kept with the claim
+        return ()
     rows = [at_position(side, metric.position) for side in sides]
     best = [side.argmax(1) for side in rows]
     differ = best[0] != best[-1] if len(sides) == 2 else torch.ones_like(best[0], dtype=torch.bool)

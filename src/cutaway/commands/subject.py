@@ -45,7 +45,7 @@ class Examples:
         """How far the correct answer is ahead of the wrong one, or how near the whole output is to the clean run's."""
         if self.correct is None:
             return output_distance(clean)
-        return logit_difference(self.correct, self.wrong, position=self.position)
+        return logit_difference(self.correct, self.wrong, position=self.position, labels=True)
 
     def rows(self, chosen: Sequence[int]) -> Examples:
         """Some of the examples."""
