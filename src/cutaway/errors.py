@@ -16,6 +16,9 @@ message alone and ends with exit status 2.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CutawayError(Exception):
     """Root of the tree; catch it to catch every mistake that a caller can mend."""
@@ -51,3 +54,9 @@ class ProjectError(CutawayError):
 
 class ResourceError(CutawayError):
     """The machine lacks what the job needs."""
+
+
+def nearest(wrong: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names that come near a wrong one, else the first ones, for the end of a message."""
+    names = list(known)
+    return ", ".join(difflib.get_close_matches(wrong, names, n=count) or names[:count])

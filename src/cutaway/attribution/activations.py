@@ -70,9 +70,8 @@ def local(graph: EdgeGraph, metric: Metric, *, steps: int = 2, exact: int = 64) 
     found = through_readers(graph, metric, slopes, lambda part, port: True)
     edges, plain = found.nan_to_num(0.0) / graph.batch * graph.valid[:, :, None]
     check_moved(edges, metric)
-    edges = _measured(graph, metric, edges, plain, graph.valid[:, :, None] & graph.moving, exact)
-    moving = graph.valid.any(0)[:, None] & graph.moving
-    nodes = _measured(graph, metric, along / graph.batch, at_clean / graph.batch, moving, exact)
+    edges = _measured(graph, metric, edges, plain, graph.testable("edge"), exact)
+    nodes = _measured(graph, metric, along / graph.batch, at_clean / graph.batch, graph.testable("node"), exact)
     facts = {"baseline": graph.baseline, "steps": steps, "exact": exact}
     return Scores(edges, nodes, f"local, {steps} steps, {exact} exact", _local_passes(graph, steps, exact), facts)
 

@@ -12,6 +12,7 @@ from ..lift.frozen import unguarded
 from ..lift.ops import sort_name
 from ..run.replay import Plan, execute, plan
 from .edges import EdgeGraph
+from .meeting import known
 from .metric import Metric
 
 _AGREE = 1e-4  # relative: how far the output at one position may be from the same position of the whole output
@@ -36,11 +37,17 @@ class Alone:
 def alone(graph: EdgeGraph, metric: Metric) -> Alone | None:
     """How to make the output at the metric's position alone; None where that cannot be done.
 
-    Whether what follows the last contraction treats positions one by one is tried on the recorded run.
+    Whether what follows the last contraction treats positions one by one is tried on the run, once for a graph.
     """
-    port, logits = graph.parts[-1].ports[0], graph.clean_trace.logits
-    if metric.position is None or logits.ndim != 3 or not -logits.shape[1] <= metric.position < logits.shape[1]:
+    logits, position = graph.clean_trace.logits, metric.position
+    if position is None or logits.ndim != 3 or not -logits.shape[1] <= position < logits.shape[1]:
         return None
+    place = position % logits.shape[1]
+    return known(graph, graph.parts[-1].ports[0].value, f"alone at {place}", lambda: _found(graph, place))
+
+
+def _found(graph: EdgeGraph, place: int) -> Alone | None:
+    port, logits = graph.parts[-1].ports[0], graph.clean_trace.logits
     flow, steps = graph.wiring.flow, port.merge.steps
     last = next((step.op for step in reversed(steps) if sort_name(flow.graph.ops[step.op]) in ops.CONTRACTION), None)
     if last is None:
@@ -53,7 +60,7 @@ def alone(graph: EdgeGraph, metric: Metric) -> Alone | None:
     after = unguarded(graph.tape, plan(graph.tape, [], [port.value], [*port.merge.stored, source]))
     if any(value in flow.activations for value in after.stored if value != source):
         return None
-    found = Alone(source, port.value, metric.position % logits.shape[1], before, after)
+    found = Alone(source, port.value, place, before, after)
     return found if _agrees(graph, found, logits) else None
 
 

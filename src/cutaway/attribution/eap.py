@@ -22,13 +22,13 @@ from torch import Tensor
 from ..errors import InputError, MetricError
 from ..lift.blocks import by_slot
 from ..run.replay import Plan
-from ..run.worlds import over
 from .alone import Alone, alone
 from .baselines import Values
 from .columns import Picks, Through
 from .edges import EdgeGraph, Part, Port, per_slot
+from .meeting import differences
 from .methods import scoring
-from .metric import Metric
+from .metric import Metric, check_gradient
 from .scores import Scores
 from .wiring import Stem
 
@@ -196,11 +196,7 @@ class Carried:
             logits = cut.entered[block.reads[0].value]
             read = metric if self.known.alone is None else metric.of
             total = read(logits, self.graph.net).sum()
-            if not total.requires_grad:
-                raise MetricError(
-                    f"The metric '{metric.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
-                    "write it with differentiable torch functions."
-                )
+            check_gradient(metric, total)
             return list(torch.autograd.grad(total, [logits], allow_unused=True))
         if received is None or (cut.made is not None and not cut.made.requires_grad):
             return [None] * len(cut.part.ports)
@@ -344,13 +340,10 @@ class Known:
 
     def _push(self, stem: Stem) -> None:
         """How each slot's difference between the runs changes a linear contribution."""
-        graph, steps = self.graph, stem.steps
-        assert steps is not None
-        change = graph.clean[stem.feed] - graph.corrupted[stem.feed]
-        parts = by_slot(change, graph.writes[stem.feed].slots)
+        graph = self.graph
         with torch.no_grad():
-            made = over(lambda world: graph.run(steps, world)[stem.value], {stem.feed: parts})
-            made = (made - graph.run(steps, {stem.feed: torch.zeros_like(change)})[stem.value]).flatten(1)
+            clean = graph.clean[stem.feed][None]
+            made = differences(graph, stem.feed, stem.steps, stem.value, clean)[0].flatten(1)
         if not self._count:
             self._rows = made.new_zeros(len(graph.writers), made.shape[1])
         end = self._count + len(made)

@@ -225,6 +225,11 @@ class EdgeGraph:
         """(row, column) of every edge that can be tested on these inputs."""
         return [(int(row), int(column)) for row, column in self.valid.nonzero()]
 
+    def testable(self, level: str) -> Tensor:
+        """Which edges [readers, writers, positions], or nodes [writers, positions], differ from what ablates them."""
+        edges = self.valid[:, :, None] & self.moving
+        return edges if level == "edge" else edges.any(0)
+
     def shape(self) -> tuple[int, int, int]:
         """(readers, writers, positions): the shape of scores and masks."""
         return len(self.readers), len(self.writers), self.positions

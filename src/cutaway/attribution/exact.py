@@ -7,7 +7,6 @@ arXiv:2404.15255). Nodes: activation patching (Vig et al. 2020); edges: Goldowsk
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..errors import InputError, ResourceError
+from ..errors import InputError, ResourceError, nearest
 from .eap import check_moved
 from .edges import EdgeGraph
 from .methods import scoring
@@ -116,18 +115,12 @@ def _turned(graph: EdgeGraph) -> EdgeGraph:
     return graph.on(graph.corrupted_trace, graph.clean_trace)
 
 
-def testable(graph: EdgeGraph, level: str) -> Tensor:
-    """Where there is a unit whose values differ: [readers, writers, positions] or [writers, positions]."""
-    edges = graph.valid[:, :, None] & graph.moving
-    return edges if level == "edge" else edges.any(0)
-
-
 def units(graph: EdgeGraph, level: str, only: Iterable[Unit | str] | None = None) -> list[Unit]:
     """The units that can be tested, in the network's order; with `only`, those of them.
 
     Raises InputError for one that does not exist.
     """
-    found = [tuple(unit) for unit in testable(graph, level).nonzero().tolist()]
+    found = [tuple(unit) for unit in graph.testable(level).nonzero().tolist()]
     if only is None:
         return found
     by_name: dict[str, list[Unit]] = {}
@@ -142,9 +135,9 @@ def units(graph: EdgeGraph, level: str, only: Iterable[Unit | str] | None = None
         elif place in known:
             wanted[place] = None
         else:
-            near = difflib.get_close_matches(str(item), by_name, n=3) or list(by_name)[:3]
+            near = nearest(str(item), by_name)
             raise InputError(
-                f"There is no {level} '{item}' that differs from its baseline; those that come near: {', '.join(near)}."
+                f"There is no {level} '{item}' that differs from its baseline; those that come near: {near}."
             )
     if not wanted:
         raise InputError(f"There are no {level}s to score; name one or more, or leave only= out.")
@@ -170,7 +163,7 @@ def check_limit(method: str, passes: float, limit: int, what: str) -> None:
 
 def masks_of(graph: EdgeGraph, level: str, chosen: Sequence[Unit], kept: Bool[Tensor, "sets units"]) -> Tensor:
     """[sets, readers, writers, positions]: masks in which the chosen units are as `kept` says, and all others on."""
-    masks = testable(graph, "edge").repeat(len(kept), 1, 1, 1)
+    masks = graph.testable("edge").repeat(len(kept), 1, 1, 1)
     places = tuple(torch.tensor(chosen).T)
     if level == "edge":
         masks[(slice(None), *places)] = kept

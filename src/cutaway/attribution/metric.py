@@ -115,6 +115,15 @@ def kl_divergence(reference: Trace, position: int | None = None) -> Metric:
     return Metric("KL divergence", read, facts, position)
 
 
+def check_gradient(metric: Metric, found: Tensor) -> None:
+    """Raise MetricError when a metric's value does not depend on the output by differentiable functions."""
+    if not found.requires_grad:
+        raise MetricError(
+            f"The metric '{metric.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
+            "write it with differentiable torch functions."
+        )
+
+
 def _check_like(output: Tensor, wanted: Tensor) -> None:
     if output.shape != wanted.shape:
         raise MetricError(

@@ -9,7 +9,6 @@ steps of a recurrent cell stands for that edge at every step.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from .edges import EdgeGraph
 from .metric import Metric, as_metric
 from .mixture import evaluate
@@ -45,9 +44,8 @@ def path_patch(
             raise InputError(f"A path is a text such as 'embed -> L0.attn.h1.v -> logits', not {path!r}.")
     if not listed:
         raise InputError("There is no path to patch; give one or more, such as 'embed -> L0.attn.h1.v -> logits'.")
-    wired = _wired(graph)
-    routes = [_route(graph, wired, path) for path in listed]
-    masks = torch.stack([_mask(graph, wired, route) for route in routes])
+    routes = [_route(graph, path) for path in listed]
+    masks = torch.stack([_mask(graph, route) for route in routes])
     sent = torch.zeros(len(routes), len(graph.writers), dtype=torch.bool)
     for row, route in zip(sent, routes, strict=True):
         row[route.sender] = True
@@ -87,7 +85,7 @@ class _Route:
     edges: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def _route(graph: EdgeGraph, wired: Tensor, path: Path) -> _Route:
+def _route(graph: EdgeGraph, path: Path) -> _Route:
     hops = _chain(path) if isinstance(path, str) else [_edge(edge) for edge in path]
     if not hops:
         raise InputError("A path needs one edge or more; give them as in 'embed -> L0.attn.h1.v -> logits'.")
@@ -105,11 +103,11 @@ def _route(graph: EdgeGraph, wired: Tensor, path: Path) -> _Route:
                 before = graph.readers[edges[-1][0]]
                 raise InputError(f"The path breaks at '{start}': '{before}' leads to {names}; go on from there.")
             columns = torch.tensor([column])
-        exist = columns[wired[row, columns]]
+        exist = columns[graph.wired[row, columns]]
         if not len(exist):
             name = start or graph.writers[int(columns[0])] if len(columns) else graph.readers[edges[-1][0]]
-            near = [graph.writers[int(place)] for place in wired[row].nonzero()[:, 0]]
-            some = ", ".join(difflib.get_close_matches(name, near, n=3) or near[:3]) or "nothing"
+            near = [graph.writers[int(place)] for place in graph.wired[row].nonzero()[:, 0]]
+            some = nearest(name, near) or "nothing"
             raise InputError(f"There is no edge '{name} -> {end}'; '{end}' is reached from {some} and others.")
         edges.append((row, tuple(exist.tolist())))
         came = graph.leads[row].nonzero()[:, 0]
@@ -136,29 +134,18 @@ def _listed(names: str | Iterable[str]) -> list[str]:
 
 def _place(names: list[str], name: str, what: str) -> int:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3) or names[:3]
-        raise InputError(f"There is no {what} '{name}'; those that come near: {', '.join(near)}.")
+        raise InputError(f"There is no {what} '{name}'; those that come near: {nearest(name, names)}.")
     return names.index(name)
 
 
-def _wired(graph: EdgeGraph) -> Tensor:
-    """[readers, writers]: where there is wiring, whether or not the writer differs between the runs."""
-    table = torch.zeros(len(graph.readers), len(graph.writers), dtype=torch.bool)
-    for part in graph.parts:
-        for port in part.ports:
-            for value in port.feeds:
-                table[port.rows[:, None], graph.columns[value]] = True
-    return table
-
-
-def _mask(graph: EdgeGraph, wired: Tensor, route: _Route) -> Tensor:
+def _mask(graph: EdgeGraph, route: _Route) -> Tensor:
     """[readers, writers, positions]: the path's edges, and all behind its end."""
     mask = torch.zeros(graph.shape(), dtype=torch.bool)
     for row, columns in route.edges:
         mask[row, list(columns)] = True
     behind = graph.leads[route.edges[-1][0]]
     while True:
-        wider = behind | graph.leads[(wired & behind).any(1)].any(0)
+        wider = behind | graph.leads[(graph.wired & behind).any(1)].any(0)
         if torch.equal(wider, behind):
             break
         behind = wider

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..attribution.baselines import place_name
 from ..attribution.edges import EdgeGraph
-from ..attribution.metric import Metric, as_metric, kl_divergence
+from ..attribution.metric import Metric, as_metric, check_gradient, kl_divergence
 from ..attribution.scores import Scores
-from ..errors import InputError, MetricError
+from ..errors import InputError
 from .ranked import of_size
 from .searches import searching
 from .soft import soft_run
@@ -170,11 +170,7 @@ def _loss(graph: EdgeGraph, metric: Metric, kind: str, gap: float) -> Loss:
 
     def apart(output: Tensor) -> Tensor:
         found = measured(output, graph.net)
-        if not found.requires_grad:
-            raise MetricError(
-                f"The metric '{measured.name}' cuts the gradient off (detach, no_grad, numpy or argmax); "
-                "write it with differentiable torch functions."
-            )
+        check_gradient(measured, found)
         return -found.mean() if kind == "kl" else ((found - wanted) / gap).square().mean()
 
     return apart

@@ -132,11 +132,10 @@ class Plan:
     def graph(self, clean: Trace, corrupted: Trace | None, baseline: Baseline) -> EdgeGraph:
         """The edge graph. Raises InputError when there is nothing to compare or the size is beyond it."""
         graph = edge_graph(clean, corrupted, baseline, {k: v for k, v in self.shared.items() if k in _GRAPH})
-        table = graph.valid[:, :, None] & graph.moving
-        table = table if self.level == "edge" else table.any(0)
-        if self.goal.size is not None and self.goal.size > int(table.sum()):
+        units = int(graph.testable(self.level).sum())
+        if self.goal.size is not None and self.goal.size > units:
             raise InputError(
-                f"A circuit of {self.goal.size:,} {self.level}s is wanted and {int(table.sum()):,} differ between "
+                f"A circuit of {self.goal.size:,} {self.level}s is wanted and {units:,} differ between "
                 "the runs; choose a smaller size."
             )
         return graph
@@ -268,14 +267,19 @@ def needed_bytes(graph: EdgeGraph) -> int:
     return int(_FIXED + worlds * masks + each * (2 * (worlds + 1) * sum(sizes) + 10 * mixtures))
 
 
-def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:
-    """Raise MetricError when the metric is not finite, is constant, or is not clearly different between clean and
-    corrupted."""
-    change = clean - corrupted
+def check_finite(metric: Metric, change: Tensor) -> None:
+    """Raise MetricError when a metric's change is not finite on every example."""
     if not torch.isfinite(change).all():
         raise MetricError(
             f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output."
         )
+
+
+def check_distinguishes(metric: Metric, clean: Tensor, corrupted: Tensor) -> None:
+    """Raise MetricError when the metric is not finite, is constant, or is not clearly different between clean and
+    corrupted."""
+    change = clean - corrupted
+    check_finite(metric, change)
     both = torch.cat([clean, corrupted])
     if bool((both == both[0]).all()):
         raise MetricError(

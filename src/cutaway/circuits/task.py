@@ -62,7 +62,7 @@ class Task:
     def on(self, graph: EdgeGraph, allowed: Tensor | None = None) -> None:
         """Go on with this graph (other values of what is ablated), within the edges of the mask `allowed`."""
         self.graph = graph
-        testable = graph.valid[:, :, None] & graph.moving
+        testable = graph.testable("edge")
         self.full: Bool[Tensor, "readers writers positions"] = testable if allowed is None else testable & allowed
         self._known.clear()
         good, bad = ends(graph, self.metric)

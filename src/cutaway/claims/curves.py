@@ -23,6 +23,7 @@ from ..circuits.task import Goal, Task, Unit
 from ..drawing.figures import curve_plot
 from ..drawing.plot import Plot
 from ..errors import InputError, MetricError
+from .measured import numpy
 from .statistics import Interval, percentiles, resampled
 
 MIB = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -102,8 +103,8 @@ def circuit_curve(
     order = _order(task, what, greedy)
     counts = [int(share * len(task.universe) + 1e-9) for share in sizes]
     masks = task.masks([order[:count] for count in counts])
-    found = evaluate(graph, metric, torch.cat([masks, task.full & ~masks])).double().cpu().numpy()
-    good, bad = (side.double().cpu().numpy() for side in task.ends)
+    found = numpy(evaluate(graph, metric, torch.cat([masks, task.full & ~masks])))
+    good, bad = map(numpy, task.ends)
     return _curve(sizes, counts, masks, found, good, bad, task, greedy, seed)
 
 

@@ -13,6 +13,7 @@ from ..attribution.edges import EdgeGraph
 from ..attribution.metric import Metric
 from ..attribution.mixture import ends, evaluate
 from ..circuits.circuit import Circuit
+from ..circuits.search import check_finite
 from ..errors import MetricError
 from .statistics import Interval, ratio_interval
 
@@ -84,10 +85,7 @@ def measure(circuit: Circuit, graph: EdgeGraph, metric: Metric, seed: int) -> Me
     """
     good, bad = ends(graph, metric)
     change = good - bad
-    if not torch.isfinite(change).all():
-        raise MetricError(
-            f"The metric '{metric.name}' is NaN or infinite on some examples; look at the network's output."
-        )
+    check_finite(metric, change)
     if float(change.mean().abs()) < 1e-5 * float(torch.cat([good, bad]).abs().mean()) + 1e-30:
         raise MetricError(
             f"The metric '{metric.name}' does not distinguish clean from ablated on the tested examples, so there is "

@@ -31,7 +31,7 @@ def random_circuits(
 
 
 def _nodes(graph: EdgeGraph, size: int, generator: torch.Generator) -> Tensor:
-    places = (graph.moving & graph.valid.any(0)[:, None]).nonzero()
+    places = graph.testable("node").nonzero()
     chosen = places[torch.randperm(len(places), generator=generator)[:size]]
     mask = torch.zeros(graph.shape(), dtype=torch.bool)
     mask[:, chosen[:, 0], chosen[:, 1]] = True

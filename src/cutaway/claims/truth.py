@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..attribution.edges import EdgeGraph
 from ..circuits.circuit import Circuit
-from ..errors import InputError
+from ..errors import InputError, nearest
 from .statistics import auroc
 
 
@@ -51,13 +50,13 @@ def _check(graph: EdgeGraph, edge: str) -> None:
         if name not in names:
             if any(other.startswith(f"{block}.") for other in names) and graph.options["neurons"]:
                 return  # told of a whole MLP, whose neurons are apart here
-            near = ", ".join(difflib.get_close_matches(name, names, n=3) or names[:3])
+            near = nearest(name, names)
             raise InputError(f"The known edge '{edge}': there is no {what} '{name}'; those that come near: {near}.")
     row, column = graph.readers.index(reader), graph.writers.index(writer)
     still = any(column in graph.columns[value] for value in graph.still)
     if not (still or graph.wired[row, column]):
         known = [graph.writers[int(place)] for place in graph.wired[row].nonzero()[:, 0]]
-        near = ", ".join(difflib.get_close_matches(writer, known, n=3) or known[:3])
+        near = nearest(writer, known)
         raise InputError(f"The known edge '{edge}': there is no edge between these; '{reader}' is reached from {near}.")
 
 

@@ -67,9 +67,7 @@ def verify(
     See docs/verdict.md. Raises InputError when pairs do not fit the circuit, MetricError when the metric is the same
     with everything ablated.
     """
-    if clean is None and corrupted is not None:
-        raise InputError("Held-out pairs need both runs, clean and corrupted; give both or neither.")
-    if clean is not None and corrupted is None and circuit.graph.corrupted_trace is not None:
+    if (clean is None) != (corrupted is None) and (clean is None or circuit.graph.corrupted_trace is not None):
         raise InputError("Held-out pairs need both runs, clean and corrupted; give both or neither.")
     if random < 1:
         raise InputError("A verdict needs a control; give random=1 or more.")
@@ -196,7 +194,7 @@ def _truth(circuit: Circuit, truth: Sequence[str], unseen: Sequence[str]) -> Fin
 
 def _statement(graph: EdgeGraph, circuit: Circuit, metric: Metric) -> str:
     if circuit.level == "node":
-        total = int((graph.moving & graph.valid.any(0)[:, None]).sum())
+        total = int(graph.testable("node").sum())
         return f"In {graph.net.name}, {int(circuit.mask.any(0).sum())} of {total} nodes carry the {metric.name}."
     total = int(graph.valid.sum()) * graph.positions
     nodes = len(circuit.nodes)
