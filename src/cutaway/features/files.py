@@ -47,8 +47,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
         head: dict[str, Any] = msgspec.json.decode(metadata[SCHEMA])
         if head["version"] > VERSION:
             raise FormatError(
-                f"{str(path)!r} was written by a later Cutaway (dictionary version {head['version']}, and this one reads "
-                f"up to {VERSION}); update Cutaway to read it."
+                f"{str(path)!r} was written by a later Cutaway (dictionary version {head['version']}, which this one "
+                "does not know); update Cutaway to read it."
             )
         tensors = {name: tensor_of(checkpoint.numbers(name)) for name in checkpoint.tensors}
         parts = {
