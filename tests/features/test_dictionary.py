@@ -13,11 +13,12 @@ from cutaway.basis import edit_in
 from cutaway.errors import FormatError, InputError
 from cutaway.features import Card, Codes, Dictionary, InMemory, Place, fvu, load_dictionary, save_dictionary
 from cutaway.features.codes import RULES
+from cutaway.features.dictionary import PER_ROW
 
-WIDTH, LATENTS = 6, 20
+WIDTH, LATENTS = 6, 21
 
 
-def made(activation: str = "topk", per_row: bool = False, skip: bool = False, out: int = WIDTH) -> Dictionary:
+def made(activation: str = "topk", per_row: str = "", skip: bool = False, out: int = WIDTH) -> Dictionary:
     torch.manual_seed(0)
     weights = {
         "encoder": torch.randn(LATENTS, WIDTH), "decoder": torch.randn(LATENTS, out),
@@ -36,9 +37,9 @@ def rows(count: int = 50) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("activation", RULES)
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_row", ["", *PER_ROW])
 @pytest.mark.parametrize("skip", [False, True])
-def test_sparse_codes_are_the_dense_ones(activation: str, per_row: bool, skip: bool) -> None:
+def test_sparse_codes_are_the_dense_ones(activation: str, per_row: str, skip: bool) -> None:
     dictionary, value = made(activation, per_row, skip), rows()
     codes = dictionary.codes(value)
     assert torch.allclose(codes.dense(), dictionary.encode(value))
@@ -66,7 +67,7 @@ def test_gate_decides_and_magnitude_says_how_much() -> None:
 
 
 def test_rows_of_another_scale_and_mean_have_the_same_code_per_row() -> None:
-    dictionary, value = made("topk", per_row=True), 10 * rows()
+    dictionary, value = made("topk", per_row="standard"), 10 * rows()
     scaled = dictionary.encode(3 * value + 5)
     assert torch.allclose(scaled, 3 * dictionary.encode(value), rtol=1e-3)
     again = 3 * dictionary.reconstruct(value) + 5
@@ -115,9 +116,9 @@ def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
 BAD_HEADS = {
     "later": ('{"version": 99}', "later Cutaway"),
     "no json": ("{", "damaged"),
-    "no card": ('{"version": 1, "kind": "x", "activation": "relu", "k": 0, "per_row": false}', "damaged"),
+    "no card": ('{"version": 1, "kind": "x", "activation": "relu", "k": 0, "per_row": ""}', "damaged"),
     "strange rule": (
-        '{"version": 1, "kind": "x", "activation": "eval", "k": 0, "per_row": false, '
+        '{"version": 1, "kind": "x", "activation": "eval", "k": 0, "per_row": "", '
         '"card": {"reads": [], "writes": []}}',
         "no activation 'eval'",
     ),

@@ -86,6 +86,12 @@ def keep_top(values: Float[Tensor, "rows latents"], k: int) -> Float[Tensor, "ro
     return torch.zeros_like(values).scatter(-1, best.indices, best.values)
 
 
+def _top_of_groups(values: Float[Tensor, "*rows latents"], k: int) -> Float[Tensor, "*rows latents"]:
+    """The largest of each of k groups of neighbours where it is, zeros elsewhere."""
+    groups = values.unflatten(-1, (k, -1))
+    return keep_top(groups, 1).flatten(-2)
+
+
 def _gated(pre: Tensor, k: int, extra: Mapping[str, Tensor]) -> Tensor:
     """Gate and magnitude share directions (Rajamanoharan et al. 2024, arXiv:2404.16014). `pre` holds the gate's bias,
     so `magnitude_bias` is the magnitude's less that one times the scale."""
@@ -96,6 +102,7 @@ RULES: dict[str, Rule] = {
     "identity": lambda pre, k, extra: pre,
     "relu": lambda pre, k, extra: pre.relu(),
     "topk": lambda pre, k, extra: keep_top(pre.relu(), k),  # Gao et al. 2024 (arXiv:2406.04093)
+    "groupmax": lambda pre, k, extra: _top_of_groups(pre.relu(), k),
     "abs-topk": lambda pre, k, extra: pre * (keep_top(pre.abs(), k) > 0),
     "jumprelu": lambda pre, k, extra: pre * (pre > extra["threshold"].clamp(min=0)),  # arXiv:2407.14435
     "gated": _gated,

@@ -7,7 +7,7 @@ the rule that follows the encoder and in where they read and write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,8 +18,14 @@ from torch import Tensor
 from ..errors import InputError
 from .card import Card
 from .codes import PIECE, Codes, rule_named
+from .solvers import SOLVERS
 
-_FLOOR = 1e-5  # added to variances, so that a constant row is no division by zero
+_FLOOR = 1e-5  # added to spreads, so that a constant row is no division by zero
+# How rows can be normalised one by one: from rows to what is subtracted from each and what each is divided by.
+PER_ROW: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "standard": lambda rows: (rows.mean(-1, keepdim=True), rows.std(-1, keepdim=True, unbiased=False) + _FLOOR),
+    "length": lambda rows: (rows.new_zeros(1), rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5 + _FLOOR),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +33,10 @@ class Dictionary:
     """Coordinates = rule((value − center) · encoderᵀ + encoder_bias); what they stand for = coordinates · decoder +
     decoder_bias. A factor that values were multiplied by in training is folded into these weights.
 
-    `kind` is the method that found it ("topk", "pca" ...), `activation` the rule's name (see codes), `k` how many
+    `kind` is the method that found it ("topk", "pca" ...), `activation` the rule's name (see codes, solvers), `k` how many
     latents may fire where the rule limits that, `extra` what else the rule needs, each a tensor [latents]. `per_row`:
-    values are centred and brought to unit variance row by row before encoding, and coordinates are in the value's units
-    again.
+    "standard" if each row is centred and brought to unit variance before encoding, "length" if it is brought to unit
+    mean square; coordinates are in the value's units again.
 
     In `weights`: encoder [latents, d_in], decoder [latents, d_out], and where they are not zero encoder_bias [latents],
     center [d_in], decoder_bias [d_out], skip [d_in, d_out] (a skip transcoder's linear path).
@@ -41,11 +47,14 @@ class Dictionary:
     weights: Mapping[str, Tensor]
     k: int = 0
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    per_row: bool = False
+    per_row: str = ""
     card: Card = field(default_factory=Card)
 
     def __post_init__(self) -> None:
-        rule_named(self.activation)
+        if self.activation not in SOLVERS:
+            rule_named(self.activation)
+        if self.per_row and self.per_row not in PER_ROW:
+            raise InputError(f"Rows are normalised one by one in the ways {', '.join(PER_ROW)}, not '{self.per_row}'.")
         encoder, decoder = self.weights["encoder"], self.weights["decoder"]
         if encoder.ndim != 2 or decoder.ndim != 2 or len(encoder) != len(decoder):
             raise InputError(
@@ -108,7 +117,11 @@ class Dictionary:
 
     def encode(self, value: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows latents"]:
         """The coordinates of a value, dense; `codes` gives them sparse."""
-        found = rule_named(self.activation)(self.pre_activations(value), self.k, self.extra)
+        pre = self.pre_activations(value)
+        if self.activation in SOLVERS:
+            found = SOLVERS[self.activation](pre, self.weights["encoder"], self.k, self.extra)
+        else:
+            found = rule_named(self.activation)(pre, self.k, self.extra)
         found = found * self._spread(value)[1] if self.per_row else found
         return found.to(value.dtype)
 
@@ -154,8 +167,8 @@ class Dictionary:
         return 0.0 if self.per_row else self.weights.get("decoder_bias", 0.0)
 
     def _spread(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each row."""
-        return rows.mean(-1, keepdim=True), (rows.var(-1, keepdim=True, unbiased=False) + _FLOOR).sqrt()
+        """What is subtracted from each row, and what it is divided by."""
+        return PER_ROW[self.per_row](rows)
 
     def _normalised(self, rows: Tensor) -> Tensor:
         if not self.per_row:

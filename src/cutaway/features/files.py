@@ -34,7 +34,7 @@ def save_dictionary(dictionary: Dictionary, path: str | Path) -> Path:
     return write_whole(path, save(apart, {SCHEMA: told}))
 
 
-def load_dictionary(path: str | Path) -> Dictionary:
+def read_dictionary(path: str | Path) -> Dictionary:
     """Read a dictionary; nothing is executed from the file.
 
     Raises FormatError for a file that is none, is damaged, or was written by a later version.
@@ -61,7 +61,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
             raise FormatError(f"{str(path)!r} lacks the {min(missing)}; it is no complete dictionary.")
         return Dictionary(
             str(head["kind"]), head["activation"], parts["weights"], int(head["k"]), parts["extra"],
-            bool(head["per_row"]), Card.from_dict(head["card"]),
+            str(head["per_row"]), Card.from_dict(head["card"]),
         )  # fmt: skip
     except FormatError:
         raise

@@ -26,8 +26,9 @@ WINDOW = 64 << 20  # all pickles must lie in this many bytes from the start
 
 
 def detect(path: Path, head: bytes) -> bool:
-    """By the first instruction of a binary pickle."""
-    return len(head) > 2 and head[0] == 0x80 and 1 <= head[1] <= 5
+    """By the first instruction of a binary pickle, which is also the length of some safetensors headers."""
+    length_and_json = head[4:9] == b"\0\0\0\0{"
+    return len(head) > 2 and head[0] == 0x80 and 1 <= head[1] <= 5 and not length_and_json
 
 
 def open(path: Path) -> Checkpoint:
