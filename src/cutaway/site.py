@@ -3,6 +3,7 @@
 A site is a name and, optionally, indices on named axes:
 
     L3.attn.z[head=6, pos=-1]                    a lifted name: the same for every architecture
+    resid.2[latent=12]  resid.2.f12              a latent of a dictionary that is attached there
     transformer.h.3.attn/softmax.0               a raw name: module path, op, how many of that op came before
     cell@4/lstm_cell.0:1                         fifth call of a module, second output of the op
     transformer.h.3.attn/scaled_dot_product_attention.0//softmax.0     inside a fused op that was opened
@@ -29,6 +30,7 @@ _UNIT = re.compile(
     r"^(?P<block>L\d+\.(?:mlp|conv|rnn|cell|act)(?:@\d+)?)\.(?P<axis>[ncu])(?P<unit>\d+)(?P<rest>\..+)?$"
 )
 _UNIT_AXIS = {"n": "neuron", "c": "channel", "u": "state"}
+_LATENT = re.compile(r"^(?P<place>(?:resid\.\d+|(?:pos_)?embed\d*|input\d*|L\d+\.[^/\s]+?))\.f(?P<latent>\d+)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -61,6 +63,9 @@ class Site:
         elif found := _UNIT.match(name):
             _set(index, _UNIT_AXIS[found["axis"]], _canonical(found["unit"]), text)
             name = found["block"] + (found["rest"] or ".out")
+        elif found := _LATENT.match(name):
+            _set(index, "latent", _canonical(found["latent"]), text)
+            name = found["place"]
         return Site(name, tuple(sorted(index.items())))
 
     def __str__(self) -> str:

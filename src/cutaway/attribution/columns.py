@@ -24,7 +24,7 @@ Run = Callable[[Plan, dict[int, Tensor]], Tensor]  # the one target of a plan fr
 _WORTH = 0.5  # the share of columns that a slot may read for this to pay
 # Contractions of rows with a matrix of parameters: the positions of the rows and of the matrix among the arguments, and
 # whether the matrix has an output a row.
-_ROWS = {"linear": (0, 1, True), "addmm": (1, 2, False), "matmul": (0, 1, False), "mm": (0, 1, False)}
+ROWS = {"linear": (0, 1, True), "addmm": (1, 2, False), "matmul": (0, 1, False), "mm": (0, 1, False)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +118,9 @@ def through(flow: Flow, read: int, merge: Plan) -> Through | None:
     graph, tape = flow.graph, flow.tape
     made = {value for step in merge.steps for value in graph.ops[step.op].outputs}
     last = next((step.op for step in reversed(merge.steps) if sort_name(graph.ops[step.op]) in ops.CONTRACTION), None)
-    if last is None or sort_name(graph.ops[last]) not in _ROWS:
+    if last is None or sort_name(graph.ops[last]) not in ROWS:
         return None
-    place, matrix, by_row = _ROWS[sort_name(graph.ops[last])]
+    place, matrix, by_row = ROWS[sort_name(graph.ops[last])]
     args = tape.calls[last].args
     if len(args) <= max(place, matrix) or not all(isinstance(args[at], Ref) for at in (place, matrix)):
         return None

@@ -29,7 +29,7 @@ from .routed import by_expert
 from .wiring import Stem, Wiring
 from .writers import behind_norms
 
-_POSITIONED = frozenset({"attention", "mlp", "moe", "ssm", "embedding", "norm", "act"})
+_POSITIONED = frozenset({"attention", "mlp", "moe", "ssm", "embedding", "norm", "act", "dictionary", "error"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,7 @@ class EdgeGraph:
         self.net = clean.net
         self.lifted: Lifted = clean.lift()
         flow, blocks = _blocks(self.lifted, neurons)
+        _check_dictionaries(clean, blocks)
         self.tape = flow.tape
         self.wiring = Wiring(flow)
         self.writes = {block.write: block for block in blocks if block.write >= 0}
@@ -301,6 +302,16 @@ def _values(tape: Tape, writes: Iterable[int], lifted: Lifted) -> dict[int, Tens
     return found | {
         block.write: (value := found[block.write]).expand(batch, *value.shape[-2:]) for block in lifted.constants
     }
+
+
+def _check_dictionaries(trace: Trace, blocks: list[Block]) -> None:
+    """Raise InputError where the latents of an attached dictionary are no nodes."""
+    nodes = {block.name for block in blocks if block.kind == "dictionary"}
+    if hidden := [what.name for what in trace.net.attachments if what.name not in nodes]:
+        raise InputError(
+            f"The dictionary at '{hidden[0]}' is for values inside a component or ones that depend on no input, so its "
+            "latents are no nodes of a circuit; attach it to what a component reads or writes, or leave it out."
+        )
 
 
 def _check_runs(clean: Trace, corrupted: Trace | None) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor
 from ..drawing.figures import table_plot
 from ..drawing.plot import Plot
 from ..errors import DivergenceError, InputError, MetricError, ResourceError, SiteError
-from ..run.interventions import patch
+from ..run.interventions import indices, patch, put, take
 from ..run.replay import execute, plan
 from ..run.sizes import Unfit
 from ..run.tape import Tape
 from ..run.trace import Found, Trace
 from ..run.wavefront import Patch, Wavefront
 from ..run.worlds import over
+from ..site import Site
 from .metric import Metric
 from .passes import Pass, passes
 from .template import template
@@ -54,7 +55,7 @@ class Sweep:
         flat = self.effect.flatten()
         order = flat.abs().argsort(descending=True)[:count].tolist()
         places = self.effect.shape[1]
-        return [(f"{self.sites[at // places]}[{self.axis}={at % places}]", float(flat[at])) for at in order]
+        return [(_at(self.sites[at // places], self.axis, at % places), float(flat[at])) for at in order]
 
     def __str__(self) -> str:
         head = f"{len(self.sites)} sites x {self.effect.shape[1]} indices of {self.axis}; 0 is the run, 1 the source"
@@ -128,6 +129,9 @@ def patch_sweep(
 ) -> Sweep:
     """Patch each site at each index of `axis` from `source` into `run`, one at a time.
 
+    A site with indices on other axes is patched there alone; along the axis "latent", a site stands for the latents of
+    the dictionary attached to it.
+
     `memory` bounds the bytes of one pass. Raises SiteError for a site without that axis, InputError for runs of
     different shapes, MetricError when the metric is the same in both runs, ResourceError when not even one patch fits
     into `memory`.
@@ -185,7 +189,8 @@ class _Task:
         self.spread = end.mean() - self.baseline.mean()
         if abs(float(self.spread)) < 1e-12:
             raise MetricError(f"The metric '{metric.name}' is the same in both runs, so there is nothing to restore.")
-        found = [run.locate(site) for site in self.sites]
+        named = [Site.parse(site) for site in self.sites]
+        found = [run.locate(site.at(latent=":") if axis == "latent" else site) for site in named]
         self.outer = {where.address.split("//")[0] for where in found if "//" in where.address}
         self.tape, other = run.tape_with(self.outer), source.tape_with(self.outer)
         self.rows = [
@@ -216,6 +221,9 @@ class _Task:
         old, new = where.unfolded(_value(self.tape, value)), where.unfolded(_value(other, there))
         if old.shape != new.shape:
             raise InputError(f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here.")
+        wanted = Site.parse(site)
+        part = indices(Site(wanted.name, tuple(at for at in wanted.index if at[0] != axis)), where.axes, tuple(old.shape))
+        new = put(old, part, take(new, part, keep=True))
         return _Row(where, value, where.axes.index(axis), old.detach(), new.detach())
 
     def _front(self) -> tuple[Wavefront | None, bool]:
@@ -276,7 +284,7 @@ class _Task:
         try:
             rows = over(lambda given: execute(self.tape, steps, given=given)[self.target], worlds)
         except DivergenceError:  # in some world the network takes another path: those run live
-            sites = [f"{self.sites[number]}[{self.axis}={index}]" for number, index in some.worlds]
+            sites = [_at(self.sites[number], self.axis, index) for number, index in some.worlds]
             live = [self.run.replay(patch(site, self.source)).logits for site in sites]
             return [self.metric(row, self.run.net) for row in live]
         return [self.metric(row, self.run.net) for row in rows]
@@ -307,6 +315,11 @@ class _Task:
             seconds,
             self.front is not None,
         )
+
+
+def _at(site: str, axis: str, index: int) -> str:
+    """A site at one index of an axis."""
+    return str(Site.parse(site).at(**{axis: index}))
 
 
 def _differing(old: Tensor, new: Tensor, place: int) -> list[int]:

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still buffered has no reader either; without this, Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
-    except KeyboardInterrupt:
-        return _failed("interrupted; what was kept before stays kept.", INTERRUPTED, as_json)
+    except KeyboardInterrupt as stop:  # a long job may say how to go on
+        return _failed(str(stop) or "interrupted; what was kept before stays kept.", INTERRUPTED, as_json)
     except (CutawayError, _USAGE) as error:  # type: ignore[misc]
         return _failed(error.format_message() if isinstance(error, _USAGE) else str(error), 2, as_json)  # type: ignore[attr-defined]
     except Exception as error:  # noqa: BLE001 - the last resort, which says what happened

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import InputError
 from ..report import terminal
 from . import store
-from .looking import NOTHING, Model
+from .looking import NOTHING, Dictionaries, Model
 from .verb import Argument, Result, near, verb
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def patch(
     corrupted: Annotated[list[str], Argument("Where `patch` and `resample` take values from.")] = NOTHING,
     correct: Annotated[list[str], Argument("The right answer, one token; with --wrong it is measured.")] = NOTHING,
     wrong: Annotated[list[str], Argument("The other answer, one token.")] = NOTHING,
+    dictionary: Dictionaries = NOTHING,
     pairs: Annotated[int, Argument("How many pairs of an organism to use.", least=1)] = 16,
     seed: Annotated[int, Argument("Which pairs to draw, and which rows `resample` takes.", least=0)] = 0,
 ) -> Result:
@@ -36,7 +37,7 @@ def patch(
     from .subject import behaving, drawn, facts, open_model, organism_of, suited_threads, top
     from .texts import Texts
 
-    net = open_model(model)
+    net = open_model(model, dictionary)
     own = Texts(clean, corrupted, correct, wrong)
     examples = own.examples(net) if clean else None
     if examples is None:

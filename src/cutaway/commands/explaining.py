@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import InputError, ProjectError, ResourceError
 from ..report import terminal
 from . import store
-from .looking import Model
+from .looking import NOTHING, Dictionaries, Model
 from .progress import report
 from .verb import Argument, Result, declared, verb
 
@@ -109,14 +109,16 @@ def circuit(
     quest: Quest = Quest(),
     pairs: Annotated[int, Argument("How many pairs of an organism to search on; as many test.", least=2)] = 64,
     seed: Annotated[int, Argument("Which pairs of an organism to draw.", least=0)] = 0,
+    dictionary: Dictionaries = NOTHING,
     out: Outputs = Outputs(),
 ) -> Result:
     """Find the circuit behind a behaviour, test it, and keep the claim.
 
+    With dictionaries, latents that fire on the pairs of the search are nodes, and so is the error of each dictionary.
     Of 8 or more pairs of your own every second one is held out for the test; organisms draw fresh ones.
     """
     from .finding import find, shown_pairs, told
-    from .subject import behaving, drawn, facts, held_out, open_model, organism_of, suited_threads
+    from .subject import attached, behaving, drawn, facts, held_out, open_model, organism_of, runs, suited_threads
 
     out.check()
     net = open_model(model)
@@ -131,6 +133,8 @@ def circuit(
         what = "--clean, --corrupted, --correct and --wrong, or --pairs-file"
         raise InputError(f"Nothing to explain in '{net.name}'; give {what}.")
     with suited_threads(net):
+        if dictionary:
+            net, truth = attached(net, dictionary, runs(net, examples)), None
         finding = find(net, examples, test, truth=truth, seed=seed, **quest.options())
     claim = store.stored_form(finding.claim)
     result = {"model": model, "facts": facts(net), "pairs": shown_pairs(net, examples, 2), **told(claim)}

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, Argument("A bundled organism, a folder with config.json, or a hub id.", positional=True)]
 Texts = Annotated[list[str], Argument("An input; several times for a batch. Organisms need none.", shown="TEXT")]
+Dictionaries = Annotated[
+    list[str],
+    Argument("A dictionary whose latents become sites; FILE@SITE puts it elsewhere. May be repeated.", shown="FILE"),
+]
 NOTHING: list[str] = []
 
 
@@ -35,11 +39,11 @@ def list_ops(
 
 
 @verb("lift", show=terminal.parts, chapter="Look")
-def lift(model: Model, text: Texts = NOTHING) -> Result:
+def lift(model: Model, text: Texts = NOTHING, dictionary: Dictionaries = NOTHING) -> Result:
     """The parts of a network: heads, neurons, channels, states and the residual stream, found by dataflow."""
     from .subject import facts
 
-    trace = _run(model, text, "all")
+    trace = _run(model, text, "all", dictionary)
     lifted = trace.lift()
     components = [asdict(part) for part in lifted.components()]
     return {"model": model, "facts": facts(trace.net), "components": components, "streams": lifted.streams}
@@ -52,6 +56,7 @@ def record(
     keep: Annotated[
         list[str], Argument("A site whose values to keep; several times for more.", shown="SITE")
     ] = NOTHING,
+    dictionary: Dictionaries = NOTHING,
     project: Annotated[str, Argument("The project that keeps the record.")] = "",
 ) -> Result:
     """Run a network once: what it computed, what it answered, and the values at the sites asked for."""
@@ -59,7 +64,7 @@ def record(
 
     if project:
         store.check(project)
-    net = open_model(model)
+    net = open_model(model, dictionary)
     inputs = inputs_of(net, text)
     trace = net.record(inputs)
     values = {site: trace.value(site) for site in keep}
@@ -84,10 +89,10 @@ def record(
     return result | {"facts": facts(net)}
 
 
-def _run(model: str, text: list[str], keep: str) -> Trace:
+def _run(model: str, text: list[str], keep: str, dictionaries: list[str] = NOTHING) -> Trace:
     from .subject import inputs_of, open_model
 
-    net = open_model(model)
+    net = open_model(model, dictionaries)
     return net.record(inputs_of(net, text), keep=keep)
 
 

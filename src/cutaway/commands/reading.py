@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..errors import InputError
 from ..project import Project
 from ..report import reading_text
 from . import store
-from .looking import NOTHING, Model, Texts
+from .looking import NOTHING, Dictionaries, Model, Texts
 from .verb import Argument, Result, verb
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def strings(
     ] = "unit",
     top: Annotated[int, Argument("How many rows.", least=1)] = 20,
     seed: Annotated[int, Argument("Seed of the random directions that z is measured against.")] = 0,
+    dictionary: Dictionaries = NOTHING,
 ) -> Result:
     """What every unit reads and writes in human terms: tokens, classes, colours and frequencies.
 
@@ -44,7 +46,7 @@ def strings(
     from ..reading import strings as read
     from .subject import answer_names, facts, open_model
 
-    net = open_model(model)
+    net = open_model(model, dictionary)
     start = time.perf_counter()
     found = read(net.record(_short(net, text)), norm=norm, seed=seed, labels=answer_names(net), side=side)
     rows = found.rows(grep, top, site, side)
@@ -67,6 +69,7 @@ def xrefs(
         str, Argument("Norms on the way: at scale one, or as recorded.", choices=("unit", "frozen"))
     ] = "unit",
     project: Annotated[str, Argument("The project that keeps the index, for later questions.")] = "",
+    dictionary: Dictionaries = NOTHING,
 ) -> Result:
     """Who writes what a site reads, and who reads what it writes.
 
@@ -74,9 +77,9 @@ def xrefs(
     """
     site = _about(model, site, token) if token else site
     if text or run:
-        return store.plain(_in_a_run(model, site, text, neurons, top))
+        return store.plain(_in_a_run(model, site, text, neurons, top, dictionary))
     start = time.perf_counter()
-    index, facts, built, record = _index(model, norm, project)
+    index, facts, built, record = _index(model, norm, project, dictionary)
     asked = time.perf_counter()
     writers = [asdict(row) for row in index.writers_of(site, top, neurons=neurons)]
     readers = [asdict(row) for row in index.readers_of(site, top, neurons=neurons)]
@@ -88,11 +91,13 @@ def xrefs(
     })  # fmt: skip
 
 
-def _in_a_run(model: str, site: str, text: list[str], neurons: bool, top: int) -> dict[str, Any]:
+def _in_a_run(
+    model: str, site: str, text: list[str], neurons: bool, top: int, dictionaries: list[str]
+) -> dict[str, Any]:
     from ..reading import contributed, sites_of, used
     from .subject import facts, in_words, inputs_of, open_model
 
-    net = open_model(model)
+    net = open_model(model, dictionaries)
     inputs = inputs_of(net, text)
     trace = net.record(inputs)
     start = time.perf_counter()
@@ -129,12 +134,16 @@ def _short(net: Network, text: list[str]) -> Any:
     return [SHORT]
 
 
-def _index(model: str, norm: str, project: str) -> tuple[Index, dict[str, Any], bool, str]:
+def _index(
+    model: str, norm: str, project: str, dictionaries: list[str]
+) -> tuple[Index, dict[str, Any], bool, str]:
     """(the index, the network's facts, whether it was built now, its record's id): the project's, where it has one of
     this very network; a network that is not needed for that is not opened."""
     from ..reading.index import Index
 
     stamp = _stamp(model)
+    if project and dictionaries:
+        raise InputError("A project keeps the index of a network alone; leave out --project or --dictionary.")
     if project:
         store.check(project)
         for key, body, arrays in _kept(project):
@@ -143,7 +152,7 @@ def _index(model: str, norm: str, project: str) -> tuple[Index, dict[str, Any], 
     from ..reading import build_index
     from .subject import facts, open_model
 
-    net = open_model(model)
+    net = open_model(model, dictionaries)
     if project:
         for key, body, arrays in _kept(project):
             if body["index"]["fingerprint"] == net.fingerprint and body["index"]["norm"] == norm:

@@ -16,6 +16,8 @@ from torch import Tensor
 from .. import organisms
 from ..attribution.metric import Metric, at_position, logit_difference, output_distance
 from ..errors import InputError, ModelError
+from ..features.attach import attach
+from ..features.opening import load_dictionary
 from ..lift import lift
 from ..run.network import Network
 from ..run.opening import open_network, organism_named
@@ -73,8 +75,11 @@ def suited_threads(net: Network) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def open_model(model: str) -> Network:
-    """The network that a word on the command line, or a claim's source, names."""
+def open_model(model: str, dictionaries: Sequence[str] = ()) -> Network:
+    """The network that a word on the command line, or a claim's source, names, with dictionaries attached.
+
+    Each of these is a file or folder, with `@SITE` behind it where it is to be put elsewhere than where it was made.
+    """
     for mark in ("organism:", "folder:", "file:", "hub:"):
         model = model.removeprefix(mark)
     if model in ("module", ""):
@@ -86,7 +91,20 @@ def open_model(model: str) -> Network:
         if difflib.get_close_matches(model, organisms.names(), n=1, cutoff=0.75):
             raise ModelError(f"No organism, folder or model is called '{model}'{near(model, organisms.names())}")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are told by the final error
-    return open_network(model, lifter=lift)
+    net = open_network(model, lifter=lift)
+    net.attacher = attach
+    return attached(net, dictionaries)
+
+
+def attached(net: Network, dictionaries: Sequence[str], active: Sequence[Trace] = ()) -> Network:
+    """A network with dictionaries from files; in circuits those latents are told apart that fire in `active` runs."""
+    for text in dictionaries:
+        path, mark, site = text, "", ""
+        if not Path(text).exists():
+            path, mark, site = text.rpartition("@")
+        dictionary = load_dictionary(path if mark else text)
+        net = attach(net, dictionary, site or None, active=active or None)
+    return net
 
 
 def organism_of(net: Network) -> organisms.Organism | None:
@@ -132,20 +150,25 @@ def inputs_of(net: Network, texts: Sequence[str]) -> Any:
     """The texts, or a few inputs of an organism when there are none. Raises InputError for neither."""
     if texts:
         return list(texts)
+    if organism_of(net) is None:
+        raise InputError(f"Nothing to run '{net.name}' on; give --text, several times for a batch.")
+    return own_inputs(net, FEW)
+
+
+def own_inputs(net: Network, count: int) -> Any:
+    """`count` inputs of an organism's own. Raises InputError for a network that is none."""
     organism = organism_of(net)
     if organism is None:
-        raise InputError(f"Nothing to run '{net.name}' on; give --text, several times for a batch.")
-    if organism.behaviour is not None:
-        return drawn(organism, FEW, 0).clean
-    return _any_input(organism)
+        raise InputError(f"Nothing to run '{net.name}' on; give a file of --texts or --inputs.")
+    return drawn(organism, count, 0).clean if organism.behaviour is not None else _any_input(organism, count)
 
 
-def _any_input(organism: organisms.Organism) -> Tensor:
+def _any_input(organism: organisms.Organism, count: int) -> Tensor:
     """Features that are mostly absent, for an organism that is only asked to reproduce them."""
     width = next(iter(organism.module.parameters())).shape[-1]
     generator = torch.Generator().manual_seed(0)
-    present = torch.rand(FEW, width, generator=generator) < 0.2
-    return torch.rand(FEW, width, generator=generator) * present
+    present = torch.rand(count, width, generator=generator) < 0.2
+    return torch.rand(count, width, generator=generator) * present
 
 
 def in_words(net: Network, inputs: Any) -> list[list[str] | None]:
@@ -206,5 +229,11 @@ def facts(net: Network) -> dict[str, Any]:
         "name": net.name, "class": type(net.module).__name__, "parameters": parameters,
         "fingerprint": net.fingerprint, "source": net.source,
     }  # fmt: skip
+    if net.attachments:
+        found["dictionaries"] = [
+            {"name": what.name, "latents": what.count, "told_apart": len(what.latents), "is": repr(what.basis)}
+            for what in net.attachments
+        ]
+        found["notes"] = list(net.notes)
     organism = organism_of(net)
     return found | ({"description": organism.description} if organism is not None else {})

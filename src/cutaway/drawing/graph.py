@@ -149,7 +149,8 @@ def _name(arrow: Arrow) -> str:
 
 
 def spread(circuit: Mapping[str, Any], nodes: Sequence[str]) -> dict[Arrow, list[Mapping[str, Any]]]:
-    """One arrow for each edge at a position, from the node there to where the reader's node next writes."""
+    """One arrow for each edge at a position, from the node there to the position `to` of the reader's node, or, where
+    the edge does not say, to where that node next writes."""
     held: dict[str, list[int]] = {}
     rows = [row for row in circuit.get("edges") or [] if isinstance(row.get("position"), int)]
     for row in rows:
@@ -159,7 +160,9 @@ def spread(circuit: Mapping[str, Any], nodes: Sequence[str]) -> dict[Arrow, list
     for row in rows:
         node, port = reads(str(row.get("reader")), set(nodes))
         at = row["position"]
-        to = min((spot for spot in held.get(node, ()) if spot >= at), default=max(held.get(node, (last,))))
+        to = row.get("to")
+        if not isinstance(to, int):
+            to = min((spot for spot in held.get(node, ()) if spot >= at), default=max(held.get(node, (last,))))
         arrow = Arrow(f"{row.get('writer')}@{at}", f"{node}@{to}", port, effect(row))
         found.setdefault((arrow.writer, arrow.node, arrow.port), (arrow, [row]))
     return dict(found.values())

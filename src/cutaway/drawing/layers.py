@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 GAP, PASS = 16.0, 6.0  # between neighbours; the width of a place for a passing edge, with half the gap around it
 ROUTED = 48  # so many of the strongest edges get places of their own in the rows they pass; the rest run behind
 SWEEPS = 12
-_UNIT = re.compile(r"^(?P<block>.+)\.(?P<unit>(?:h|n|c|u|kv)\d+)$")
+_UNIT = re.compile(r"^(?P<block>.+)\.(?P<unit>(?:h|n|c|u|kv|latent)\d+|error)$")
 _LAYER = re.compile(r"^L(\d{1,6})\.")
 _SPOT = re.compile(r"@(\d{1,9})$")
 

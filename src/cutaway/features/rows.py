@@ -79,3 +79,7 @@ class InMemory:
         """Rows drawn at random."""
         picked = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         return {site: value[picked].float() for site, value in self.values.items()}
+
+    def rows(self, site: str, picked: Tensor) -> Tensor:
+        """Rows of a site by number, in single precision."""
+        return self.values[site][picked].float()

@@ -13,7 +13,7 @@ from .responses import Units, plain_units, units_of
 if TYPE_CHECKING:
     from .lift import Lifted
 
-_BEHIND = re.compile(r"(?:@(?P<step>\d+))?(?:\.(?P<mark>h|n|c|u|kv)(?P<slot>\d+))?(?:\.(?P<port>[a-z]+\d*))?")
+_BEHIND = re.compile(r"(?:@(?P<step>\d+))?(?:\.(?P<mark>h|n|c|u|f|kv)(?P<slot>\d+))?(?:\.(?P<port>[a-z]+\d*))?")
 
 
 def block_units(flow: Flow, block: Block, value: int, slots: Slots) -> Units:
@@ -37,6 +37,10 @@ def component(lifted: Lifted, name: str, reading: bool) -> tuple[Block, Read | N
     if match is None or block is None or (not reading and block.write < 0):
         raise unknown(name, known)
     slot = None if match["slot"] is None else int(match["slot"])
+    if slot is not None and block.slots.labels:
+        if slot not in block.slots.labels:
+            raise unknown(name, known)
+        slot = block.slots.labels.index(slot)
     read = None
     if reading:
         reads = [read for read in block.reads if match["port"] in (None, read.port)]

@@ -8,6 +8,7 @@ earlier blocks and a read is wiring: linear paths and the norms that belong to t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,13 +19,18 @@ from torch import Tensor
 class Slots:
     """`count` equal parts of a value along `axis`: the axis itself or runs of it; `tiled` when batch is folded in
     (the axis is batch × slots, slots fastest). A head's own dimensions lie along `unit`, counted from the end, and
-    examples along `first`."""
+    examples along `first`. `labels` are the slots' numbers where they are not counted from zero."""
 
     axis: int
     count: int
     tiled: bool = False
     unit: int = -1
     first: int = 0
+    labels: tuple[int, ...] = ()
+
+    def numbers(self) -> Sequence[int]:
+        """What each slot is called."""
+        return self.labels or range(self.count)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Read:
 
 @dataclass
 class Block:
-    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, e, or "" for one slot.
+    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, e, f, or "" for one slot.
 
     `states` are the chains of states inside it, a value a step. `extra` are further values with a name, `units`
     how many units the block has where its slots do not say.
@@ -61,7 +67,7 @@ class Block:
         """The components' names, one a slot, the same for every step."""
         if not self.mark:
             return [self.name]
-        return [f"{self.name}.{self.mark}{slot}" for slot in range(self.slots.count)]
+        return [f"{self.name}.{self.mark}{slot}" for slot in self.slots.numbers()]
 
     def reader_names(self, read: Read) -> list[str]:
         """The names of the read's slots, with the port."""
@@ -70,10 +76,10 @@ class Block:
         if not self.mark or read.slots.count == 1:
             return [f"{self.name}.{read.port}"]
         mark = self.mark if read.slots.count == self.slots.count else "kv"
-        return [f"{self.name}.{mark}{slot}.{read.port}" for slot in range(read.slots.count)]
+        return [f"{self.name}.{mark}{slot}.{read.port}" for slot in read.slots.numbers()]
 
 
-AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state", "e": "expert"}
+AXES = {"h": "head", "n": "neuron", "c": "channel", "u": "state", "e": "expert", "f": "latent"}
 
 
 def by_slot(value: Tensor, slots: Slots) -> Tensor:

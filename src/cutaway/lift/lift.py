@@ -19,6 +19,7 @@ from .assemble import blocks
 from .batch import batch_axis
 from .blocks import AXES, Block, Read, Slots
 from .flow import Flow
+from .latents import with_latents
 from .mixing import mixing_sites
 from .names import resolve, standard_sites
 from .norm_sites import norm_sites
@@ -41,7 +42,10 @@ class Component:
 
 @dataclass
 class Lifted:
-    """What lifting found in one run. `blocks` are in order of execution; `sources` come before, `output` after."""
+    """What lifting found in one run. `blocks` are in order of execution; `sources` come before, `output` after.
+
+    `plain` is the same run without the dictionaries that are attached to its network.
+    """
 
     tape: Tape
     flow: Flow
@@ -51,11 +55,12 @@ class Lifted:
     output: Block
     unembed: tuple[str, int] | None
     sites: dict[str, Found] = field(default_factory=dict)
+    plain: Lifted | None = None
 
     @property
     def streams(self) -> list[str]:
         """The values of the residual stream, in order."""
-        return [name for name in self.sites if name.startswith("resid.")]
+        return [name for name in self.sites if name.removeprefix("resid.").isdigit()]
 
     def find(self, name: str) -> Found:
         """Where a standard name, or a TransformerLens name, lies. Raises SiteError with near names."""
@@ -65,16 +70,17 @@ class Lifted:
         """One row a component kind and layer: heads, neurons, channels, state units, embeddings, the unembedding."""
         rows: dict[str, Component] = {}
         for block in [*self.sources, *self.constants, *self.blocks]:
-            if (row := rows.get(block.name)) is not None:
+            key = f"{block.name}{block.mark if block.mark == 'f' else ''}"  # a dictionary may share another's name
+            if (row := rows.get(key)) is not None:
                 more = tuple(dict.fromkeys((*row.reads, *(read.port for read in block.reads))))
-                rows[block.name] = replace(row, calls=row.calls + 1, reads=more)
+                rows[key] = replace(row, calls=row.calls + 1, reads=more)
                 continue
             shape = self.flow.shape(block.write)
             neurons = block.kind == "mlp" and bool(shape)
             axis = "neuron" if neurons else "expert" if block.units else AXES.get(block.mark, "")
             count = block.units or (shape[block.slots.axis] if neurons else block.slots.count)
             reads = tuple(dict.fromkeys(read.port for read in block.reads))
-            rows[block.name] = Component(
+            rows[key] = Component(
                 block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads
             )
         if self.unembed is not None:
@@ -119,7 +125,7 @@ def lift(trace: Trace) -> Lifted:
     lifted.sites = standard_sites(flow, sources + lifted.constants, found, output)
     lifted.sites |= mixing_sites(flow, found)
     lifted.sites |= result_sites(flow, found, sources) | norm_sites(flow, found, ending)
-    return lifted
+    return with_latents(trace, lifted, recurrent) if trace.net.attachments else lifted
 
 
 def _main(trace: Trace, flow: Flow) -> int | None:

@@ -153,6 +153,8 @@ def _links(found: Paths, arrays: dict[str, np.ndarray]) -> list[tuple[str, str, 
 
 def _before(writer: End, reader: End, found: Paths) -> bool:
     graph = found.flow.graph
+    if writer.matrix is not None and reader.matrix is not None and writer.units.value == reader.units.value:
+        return False  # latents of one value do not read each other
     return graph.values[writer.units.value].op <= graph.values[reader.units.value].op
 
 
@@ -162,7 +164,7 @@ def _strengths(found: Paths, writer: End, reader: End) -> Tensor | None:
     groups = (writer.group, reader.group if reader.count > 1 else 1)
     if not is_image(writer.units) and not is_image(reader.units):
         matrix = linear_map(found.frozen, writer.units, reader.units, found.position)
-        return None if matrix is None else grouped(matrix, groups)
+        return None if matrix is None else grouped(_between(writer, matrix, reader), groups)
     kernel = kernels(found, writer, reader)
     if kernel is None:
         return None
@@ -178,6 +180,8 @@ def kernels(found: Paths, writer: End, reader: End) -> Tensor | None:
     if not leads(found.frozen, writer.units.value, reader.units.value):
         return None
     start, end = writer.units, reader.units
+    if start.value == end.value:
+        return None
     back = ways(found.frozen, start, end)[1]
     values = torch.cat([back(rows) for rows in end.impulses(found.position, None).split(64)])
     values = values.unflatten(1, start.shape[:2]) if start.tiled else values
@@ -185,4 +189,12 @@ def kernels(found: Paths, writer: End, reader: End) -> Tensor | None:
     first = values.movedim(start.first + 1, 1)[:, 0] if start.first not in start.axes else values
     order = [axis - (axis > start.first + 1) for axis in order] if start.first not in start.axes else order
     count = end.shape[end.slot] if len(end.axes) == 1 else values.shape[0]
-    return first.permute(0, *order).reshape(count, prod(start.shape[axis] for axis in start.axes), -1)
+    made = first.permute(0, *order).reshape(count, prod(start.shape[axis] for axis in start.axes), -1)
+    made = made if writer.matrix is None else torch.einsum("rwp,lw->rlp", made, writer.matrix)
+    return made if reader.matrix is None else torch.einsum("rwp,lr->lwp", made, reader.matrix)
+
+
+def _between(writer: End, matrix: Tensor, reader: End) -> Tensor:
+    """A map between units as one between their directions, where these have such."""
+    matrix = matrix if writer.matrix is None else writer.matrix @ matrix
+    return matrix if reader.matrix is None else matrix @ reader.matrix.mT

@@ -23,6 +23,8 @@ from ..lift.heads import _behind
 from ..lift.names import stream_of, way_out
 from ..lift.responses import Units, plain_units
 from ..lift.results import attention_out
+from ..run.attached import splice_of
+from ..run.splice import Laid
 from ..run.trace import Trace
 from .maps import linear_map
 
@@ -31,7 +33,8 @@ from .maps import linear_map
 class End:
     """One side of a block: `count` components of `group` units each, at `units`; `joint` is the exit or entrance.
 
-    `name` is the block's, with the port of a reader in `port`; `mark` is the letter of its components.
+    `name` is the block's, with the port of a reader in `port`; `mark` is the letter of its components. With `matrix`
+    the units are directions in a value, [components, d]: latents of a dictionary that is attached there.
     """
 
     name: str
@@ -43,6 +46,7 @@ class End:
     step: int
     units: Units
     joint: Units
+    matrix: Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -75,10 +79,14 @@ class Paths:
 
     def written(self, end: End) -> Tensor | None:
         """[units, exit's units]: what each unit of a writer adds at its exit."""
+        if end.matrix is not None:
+            return end.matrix
         return linear_map(self.frozen, end.units, end.joint, self.position)
 
     def read(self, end: End) -> Tensor | None:
         """[entrance's units, units]: what each unit of a reader reads of its entrance."""
+        if end.matrix is not None:
+            return end.matrix.mT
         return linear_map(self.frozen, end.joint, end.units, self.position)
 
 
@@ -87,7 +95,8 @@ def paths(trace: Trace, norm: str, position: int, *, through_norms: bool = False
 
     `through_norms`: norms that stand on the skip path (as in BERT) are wiring too, not components of their own.
     """
-    lifted: Lifted = trace.lift()
+    whole: Lifted = trace.lift()
+    lifted = whole.plain or whole  # a dictionary changes nothing, so paths lead through where it is attached
     blocks = [*lifted.sources, *lifted.constants, *lifted.blocks, lifted.output]
     if through_norms:
         blocks = [block for block in blocks if block.kind != "norm"]
@@ -103,7 +112,21 @@ def paths(trace: Trace, norm: str, position: int, *, through_norms: bool = False
         if block.write >= 0:
             writers.append(_writer(lifted, block))
         readers += [_reader(lifted, block, read, stream) for read in block.reads if _moves(lifted.flow, read)]
+    for what in trace.net.attachments:
+        splice = splice_of(trace, what, lambda: lifted)
+        ends = (splice.reads, what.whole.matrix, "in", readers), (splice.writes, what.whole.decoder, "", writers)
+        for places, matrix, port, side in ends:
+            if len(places) == 1 and matrix is not None and (found := _latents(lifted, what.name, places[0], matrix, port)):
+                side.append(found)
     return Paths(lifted, frozen, position, tuple(writers), tuple(readers))
+
+
+def _latents(lifted: Lifted, name: str, place: Laid, matrix: Tensor, port: str) -> End | None:
+    """The latents of a dictionary as directions in a value; None where that has other units than they have numbers."""
+    units = plain_units(lifted.flow, place.value)
+    if prod(units.shape[axis] for axis in units.axes) != matrix.shape[1] or place.value not in lifted.flow.activations:
+        return None
+    return End(name, port, "f", len(matrix), 1, "dictionary", 0, units, units, matrix.float())
 
 
 def _moves(flow: Flow, read: Read) -> bool:

@@ -14,7 +14,7 @@ from ..errors import SiteError
 from ..site import unknown
 
 _SITE = re.compile(r"(?P<component>[^\[\]]+?)(?:\[vocab=(?P<rows>[\d|:]+)\])?")
-_PART = re.compile(r"(?:\.(?P<mark>h|n|c|u|e|kv)(?P<slot>\d+))?(?:\.(?P<port>[a-z]+\d*))?")
+_PART = re.compile(r"(?:\.(?P<mark>h|n|c|u|e|f|kv)(?P<slot>\d+))?(?:\.(?P<port>[a-z]+\d*))?")
 
 
 End = dict[str, Any]

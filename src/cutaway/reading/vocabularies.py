@@ -98,7 +98,8 @@ def to_outputs(work: Work, end: End) -> tuple[Tensor, Table] | None:
         return None if seen is None else (torch.eye(seen.shape[1]), Table(seen.sum(2), "outputs"))
     if end.step or is_image(output.joint) or is_image(output.units):
         matrix = linear_map(found.frozen, end.units, output.units, found.position)
-        return None if matrix is None else (torch.eye(len(matrix)), Table(matrix.mT, "outputs"))
+        own = end.matrix if end.matrix is not None or matrix is None else torch.eye(len(matrix))
+        return None if matrix is None or own is None else (own, Table(matrix.mT, "outputs"))
     directions = found.written(end)
     assert directions is not None, "a writer leads to its exit"
     joint = output.joint
@@ -139,7 +140,7 @@ def from_embedding(found: Paths, writer: End, end: End) -> Tensor | None:
     """[embedding's units, reader's units]: what a reader reads of an embedding."""
     if not leads(found.frozen, writer.units.value, end.units.value):
         return None
-    if end.step or is_image(end.joint) or end.joint.value == end.units.value:
+    if end.step or is_image(end.joint) or (end.joint.value == end.units.value and end.matrix is None):
         return linear_map(found.frozen, writer.units, end.units, found.position)
     factor = factors(found.frozen, writer.units, [end.joint], found.position)[0]
     own = found.read(end)

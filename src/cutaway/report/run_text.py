@@ -19,6 +19,10 @@ def network(facts: Data) -> RenderableType:
     line.append(f"  {facts['fingerprint']}", style="dim")
     if facts.get("description"):
         line.append(f"\n{facts['description']}", style="dim")
+    for row in facts.get("dictionaries", ()):
+        line.append(f"\nlatents of '{row['name']}': {row['is']}", style="dim")
+    for note in facts.get("notes", ()):
+        line.append(f"\n{note}", style="yellow")
     return line
 
 

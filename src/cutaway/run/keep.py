@@ -11,10 +11,21 @@ from ..graph import Graph
 from ..site import unknown
 
 
-class Kept:
-    """A keep-policy. Asked about every op of a run, it answers by the op's name where it can."""
+class Enough(BaseException):
+    """Ends a run whose wanted values are all there. No Exception, so that a forward which catches those lets it pass;
+    `values` are the wanted ones by value id."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, graph: Graph, values: dict[int, Tensor]) -> None:
+        super().__init__("the wanted values are there")
+        self.graph, self.values = graph, values
+
+
+class Kept:
+    """A keep-policy. Asked about every op of a run, it answers by the op's name where it can. With `stop`, the run ends
+    by an Enough as soon as every name was seen."""
+
+    def __init__(self, names: list[str], stop: bool = False) -> None:
+        self.stop = stop
         self.exact = {name for name in names if not set(name) & set("*?")}
         self.patterns = [name for name in names if name not in self.exact]
         self._ops = {name.rpartition("/")[2].partition(".")[0] for name in self.exact}
@@ -23,6 +34,11 @@ class Kept:
     def concerns(self, op: str) -> bool:
         """Whether an op of this name may have to be kept."""
         return bool(self.patterns) or op in self._ops
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has given all that it is run for."""
+        return self.stop and len(self._seen) == len(self.exact)
 
     def __call__(self, address: str) -> bool:
         if address in self.exact:

@@ -10,13 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import DivergenceError, InputError, ModelError, SiteError
+from ..basis import Basis
+from ..errors import CutawayError, DivergenceError, InputError, ModelError, SiteError
 from ..graph import Graph
 from ..site import Site
 from .follow import Guide, follow, form
 from .interventions import Intervention
 from .keep import Checkpoints, Kept
 from .record import Edits, record_tape
+from .splice import Attachment
 from .structure import fresh, tensors
 from .trace import Trace, receipts
 from .untouched import Seal, Snapshot
@@ -61,6 +63,10 @@ class Network:
         self.processor = processor
         self.defaults = defaults or {}
         self.lifter = lifter
+        self.attachments: tuple[Attachment, ...] = ()
+        self.attacher: Callable[..., Network] | None = None
+        self.notes: list[str] = []  # what is to be known of what is attached
+        self.pending: list[Callable[[Trace], str]] = []  # checks of what is attached, for the first run; each a note
         small = sum(parameter.nbytes for parameter in module.parameters() if not parameter.is_meta) <= _MOST_SUMMED
         self._seals = [
             (inner._parameters, key, f"{path}.{key}".lstrip("."), Seal(parameter, *[_MOST_SUMMED] * small))
@@ -95,6 +101,10 @@ class Network:
         for owner, key, name, seal in self._seals:
             if owner.get(key) is not seal.tensor or seal.broken():
                 raise DivergenceError(f"'{name}' changed since '{self.name}' was opened; open it and record again.")
+
+    def renew_seals(self) -> None:
+        """After a run that wrote into its weights and put them back: their versions have moved on."""
+        self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
 
     def plans(self, graph: Graph) -> dict[Any, Any]:
         """What was worked out for runs of this graph; kept as long as new runs follow it."""
@@ -197,7 +207,25 @@ class Network:
         found = self._record(args, kwargs, kept)
         if isinstance(kept, Kept):
             kept.check(found.graph)
+        if self.pending:
+            self._check_attached(found)
         return found
+
+    def attach(self, basis: Basis, site: str | Sequence[str] | None = None, **options: Any) -> Network:
+        """A network with a dictionary's latents as sites; see `cutaway.features.attach`. This one stays as it is."""
+        if self.attacher is None:
+            raise InputError(
+                "This network was made without cutaway.open; use cutaway.features.attach(net, dictionary)."
+            )
+        return self.attacher(self, basis, site, **options)
+
+    def _check_attached(self, trace: Trace) -> None:
+        checks, self.pending = self.pending, []  # reading values may record again
+        try:
+            self.notes += [note for check in checks if (note := check(trace))]
+        except CutawayError:
+            self.pending = checks
+            raise
 
     def _record(
         self,
@@ -220,8 +248,8 @@ class Network:
             # What a run writes into its inputs, a cache for example, stays its own.
             own_args, own_kwargs = fresh((args, kwargs))
             tape, output = record_tape(self.module, own_args, own_kwargs, keep, edits, snapshot, (args, kwargs))
-        finally:  # a run that writes into its weights has put them back, but their versions have moved on
-            self._seals = [(owner, key, name, seal.renewed()) for owner, key, name, seal in self._seals]
+        finally:
+            self.renew_seals()
         if tape.graph.outputs and not tape.graph.rooted():
             raise ModelError(
                 f"Nothing of '{self.name}' can be recorded: no torch call of this thread leads from its inputs or "

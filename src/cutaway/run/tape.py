@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..graph import Graph, ModuleCall, Op, Value
 from .calls import Kind, without_write
-from .keep import Checkpoints, Kept
+from .keep import Checkpoints, Enough, Kept
 from .memory import overlap, scattered, spans, storage_of, viewed
 from .structure import ATOMS, Ref, atomic, fresh, swap, tensors, within
 from .untouched import Seal
@@ -330,6 +330,9 @@ class Logger:
             self._sync_aliases(tensor)
         if self.checkpoints is not None and self.checkpoints.due(index + 1):
             self.tape.kept = self.checkpoints.note(self._live())
+        if asked and isinstance(self.keep, Kept) and self.keep.complete:
+            kept = self.tape.kept  # copied where undoing the run's writes might change them
+            raise Enough(graph, {value: kept[value].clone() if self.restore else kept[value] for value in kept})
         return index
 
     def alive(self) -> list[Tensor]:

@@ -18,6 +18,7 @@ from ..errors import DivergenceError, InputError, SiteError
 from ..graph import Graph
 from ..graph.listing import Listing, listing
 from ..site import Site
+from .attached import latents_at, with_dictionaries
 from .collecting import uncollected
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
@@ -25,6 +26,7 @@ from .memory import overlaps_itself
 from .proof import proven
 from .replay import Place, execute, plan
 from .sizes import Unfit, sizes
+from .splice import LATENTS, SLOTS
 from .structure import fresh, swap, tensors, within
 from .tape import Tape
 from .trials import wavefront
@@ -114,14 +116,23 @@ class Trace:
         return [*self.graph.addresses, *self.graph.exits]
 
     def locate(self, site: str | Site) -> Found:
-        """The raw address of a site; lifted names and aliases are resolved. Raises SiteError with near names."""
+        """The raw address of a site; lifted names and aliases are resolved. Raises SiteError with near names.
+
+        With an index on the axis `latent` it is that of the latents of the dictionary attached there.
+        """
         site = Site.parse(site)
-        name = site.name
+        if "latent" in dict(site.index):
+            found, axes = latents_at(self, site.name)
+            return Found(found, axes)
+        return self.located(site.name, self.lift)
+
+    def located(self, name: str, lift: Callable[[], Any]) -> Found:
+        """The same for the name of a site alone; `lift` gives the components where they are needed."""
         if name in self.graph.addresses or name in self.graph.exits:
             return Found(name, self._axes(name))
         if "//" in name:
             return Found(name, ())
-        found = self.lift().find(name)
+        found: Found = lift().find(name)
         return found
 
     def value(self, site: str | Site) -> Tensor:
@@ -138,12 +149,18 @@ class Trace:
 
     __getitem__ = value
 
+    def raw(self, site: str | Site) -> Tensor:
+        """The whole value at a site as it lies in the run, nothing unfolded. Raises SiteError as `value` does."""
+        return self._whole(self.locate(site)).detach()
+
     def tape_with(self, outer: Iterable[str]) -> Tape:
         """The tape with the ops at these addresses opened."""
         self._prove()
         wanted = frozenset(outer)
         if not wanted:
             return self.tape
+        if wanted not in self._tapes and any(address.startswith((LATENTS, SLOTS)) for address in wanted):
+            self._tapes[wanted] = with_dictionaries(self, wanted, self.lift).tape
         if wanted not in self._tapes:
             graph = self.graph
             makers = {graph.address(op): op.index for op in graph.ops}
@@ -307,7 +324,7 @@ class Trace:
     def _source(self, what: Intervention, shape: tuple[int, ...]) -> Tensor | None:
         if not isinstance(what.arg, Trace):
             return None
-        found = what.arg.locate(Site(what.site.name))
+        found = what.arg.locate(what.site)
         source = found.unfolded(what.arg._whole(found))
         other, batch = tuple(source.shape), _batch_axis(found.axes)
         rows, own = other[batch : batch + 1], shape[batch : batch + 1]

@@ -1,0 +1,245 @@
+"""Attribution graphs over latents: which latents, errors and inputs make which latents and outputs, on one input.
+
+Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language Models"; Dunefsky, Chlenski, Nanda
+2024, "Transcoders Find Interpretable LLM Feature Circuits" (arXiv:2406.11944).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attribution.metric import Metric
+from ..errors import DivergenceError, InputError
+from ..features import Dictionary
+from ..run.trace import Trace
+from .direct_effects import Targets, biases, effects, latent_targets
+from .outputs import Outputs, outputs
+from .pruning import cumulative, influence, pruned, shares
+from .replacement import Replacement, replacement
+
+if TYPE_CHECKING:
+    from ..drawing.plot import Plot
+    from .attribution_graph import AttributionGraph
+
+_LOOSE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # the largest relative error of a sum that is shown
+LATENT, ERROR, PART, SOURCE, OUTPUT = "latent", "error", "component", "embedding", "output"
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node: what it is (`kind`), of which value (`site`) at which row (`position`), for a latent its `index` in the
+    dictionary (`stand`) and its activation, for an output its class or token as `index` and its probability as
+    `activation`. `layer` counts the dictionaries' places in order."""
+
+    kind: str
+    site: str
+    position: int
+    layer: int
+    index: int = -1
+    stand: int = -1
+    activation: float = 0.0
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """`L3.mlp_out[latent=17]@5`: site, latent, position."""
+        if self.kind == OUTPUT:
+            return f"output {self.label}"
+        told = {LATENT: f"[latent={self.index}]", ERROR: " error"}.get(self.kind, "")
+        return f"{self.site}{told}@{self.position}"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureGraph:
+    """Direct effects between nodes on one input, all else frozen as it was in the run.
+
+    `table` [targets, writers]: rows are the latents and then the outputs, columns the latents, errors, components and
+    embeddings; `nodes` are the columns' and then the outputs. A row and its `bias` add up to `values`, what the target
+    was before its rule in the run; `error` is the largest difference, relative to the largest value. `outputs`
+    are what it ends in. `facts` say how it was made.
+    """
+
+    trace: Trace
+    dictionaries: tuple[Dictionary, ...]
+    nodes: tuple[GraphNode, ...]
+    table: Float[Tensor, "targets writers"]
+    bias: Float[Tensor, " targets"]
+    values: Float[Tensor, " targets"]
+    outputs: Outputs
+    error: float
+    facts: dict[str, Any]
+    supernodes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Float[Tensor, " outputs"]:
+        """What each output counts in influence: its probability."""
+        return self.outputs.weights
+
+    def __repr__(self) -> str:
+        counts = {kind: self.count(kind) for kind in (LATENT, ERROR, PART, SOURCE, OUTPUT)}
+        told = ", ".join(f"{count:,} {kind}s" for kind, count in counts.items() if count)
+        return f"FeatureGraph({told}; {int((self.table != 0).sum()):,} edges)"
+
+    def count(self, kind: str) -> int:
+        """How many nodes of a kind there are."""
+        return sum(node.kind == kind for node in self.nodes)
+
+    @property
+    def latents(self) -> int:
+        """How many latents there are: the first rows and the first columns."""
+        return len(self.table) - len(self.weights)
+
+    @property
+    def targets(self) -> tuple[GraphNode, ...]:
+        """The nodes of the table's rows."""
+        return (*self.nodes[: self.latents], *self.nodes[self.table.shape[1] :])
+
+    @property
+    def edges(self) -> list[tuple[GraphNode, GraphNode, float]]:
+        """(writer, target, direct effect) of every edge, the strongest first."""
+        rows, columns = self.table.nonzero(as_tuple=True)
+        weights = self.table[rows, columns]
+        order, targets = weights.abs().argsort(descending=True), self.targets
+        found = zip(rows[order].tolist(), columns[order].tolist(), weights[order].tolist(), strict=True)
+        return [(self.nodes[column], targets[row], weight) for row, column, weight in found]
+
+    def influence(self) -> Float[Tensor, " writers"]:
+        """How much of the outputs each writer makes by direct and indirect paths (see `pruning`)."""
+        return influence(shares(self.table), self.weights)
+
+    def top(self, count: int = 10, kind: str = "") -> list[tuple[GraphNode, float]]:
+        """The nodes of most influence, of one kind if given."""
+        scores = self.influence()
+        order = scores.argsort(descending=True).tolist()
+        found = [(self.nodes[at], float(scores[at])) for at in order if kind in ("", self.nodes[at].kind)]
+        return found[:count]
+
+    def scores(self) -> dict[str, float]:
+        """Of 1 at best, both higher is better: `replacement`, the share of paths from the outputs back that end at
+        embeddings and not at errors or components; `completeness`, the share of what enters nodes, weighted by their
+        influence, that comes from latents and embeddings. Published definitions; components count as errors."""
+        parts, latents = shares(self.table), self.latents
+        found = influence(parts, self.weights)
+        kinds = [node.kind for node in self.nodes[: self.table.shape[1]]]
+        sources = torch.tensor([kind == SOURCE for kind in kinds])
+        missed = torch.tensor([kind in (ERROR, PART) for kind in kinds])
+        begun, lost = float(found[sources].sum()), float(found[missed].sum())
+        # a leaf of a graph counts as explained: outputs and latents are the only nodes with anything entering
+        weighing = torch.cat([found[:latents], self.weights])
+        rest = float(found[latents:].sum())
+        whole = float(weighing.sum()) + rest
+        explained = float(((1 - parts[:, missed].sum(1)) * weighing).sum()) + rest
+        return {
+            "replacement": begun / (begun + lost) if begun + lost else 0.0,
+            "completeness": explained / whole if whole else 0.0,
+        }
+
+    def prune(self, nodes: float = 0.8, edges: float = 0.98) -> FeatureGraph:
+        """The graph with the nodes that make up a share of all influence, and of those the edges that do.
+
+        Embeddings and outputs stay. Raises InputError for a share that is none.
+        """
+        width, latents = self.table.shape[1], self.latents
+        always = torch.tensor([node.kind == SOURCE for node in self.nodes[:width]])
+        kept, left = pruned(self.table, self.weights, always, nodes, edges)
+        rows = torch.cat([kept[:latents], torch.ones(len(self.weights), dtype=torch.bool)])
+        picked = kept.tolist()
+        shown = tuple(node for at, node in enumerate(self.nodes) if at >= width or picked[at])
+        facts = {**self.facts, "node_share": nodes, "edge_share": edges}
+        return replace(
+            self, nodes=shown, table=(self.table * left)[rows][:, kept], bias=self.bias[rows],
+            values=self.values[rows], facts=facts,
+        )  # fmt: skip
+
+    def grouped(self, supernodes: dict[str, Sequence[str]]) -> FeatureGraph:
+        """The graph with nodes, by name, put together under labels, which files keep. Raises InputError for a name that
+        no node has."""
+        known = {node.name for node in self.nodes}
+        if lost := [name for names in supernodes.values() for name in names if name not in known]:
+            raise InputError(f"The graph has no node '{lost[0]}'; names are as in '{self.nodes[0].name}'.")
+        return replace(self, supernodes={label: tuple(names) for label, names in supernodes.items()})
+
+    def to_attribution_graph(self) -> AttributionGraph:
+        """The graph as circuit-tracer and Neuronpedia read it; `.save(path)` writes the file."""
+        from .graph_export import attribution_data
+
+        return attribution_data(self)
+
+    def plot(self, count: int = 24) -> Plot:
+        """The nodes of most influence with the edges among them, by position."""
+        from .graph_export import drawn
+
+        return drawn(self, count)
+
+
+def feature_graph(
+    trace: Trace,
+    dictionaries: Sequence[Dictionary],
+    *,
+    targets: Sequence[str | int] | Metric | Callable[[Tensor], Tensor] | None = None,
+    position: int = -1,
+    most_outputs: int = 10,
+    most_nodes: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureGraph:
+    """The attribution graph of a run of one example, over the latents that fire in it.
+
+    `targets`: tokens or classes; a metric or a function of the output, linearised; nothing for the largest outputs, up
+    to 95 % of probability and at most `most_outputs`. Of more than `most_nodes` latents, those of the largest total
+    effect on the targets are nodes and the others join their error nodes.
+    Raises InputError for dictionaries that do not fit the run, MetricError for targets that it does not have.
+    """
+    model = replacement(trace, dictionaries)
+    ends = outputs(model.output, model.held[model.output.value], trace.net, targets, position, most_outputs)
+    groups, count = [], 0
+    for stand in model.stands:
+        groups += latent_targets(stand, count)
+        count += len(stand.codes.latents)
+    groups.append(ends.targets(count))
+    table = effects(model, groups, progress)
+    bias, values = biases(model, groups)
+    error = float((table.sum(1) + bias - values).abs().max()) / (float(values.abs().max()) or 1.0)
+    if error > _LOOSE.get(model.held[model.output.value].dtype, 1e-3):
+        raise DivergenceError(
+            f"Direct effects add up to the targets only within {error:.1e}, so something in '{trace.net.name}' could not "
+            "be held linear (it may differentiate inside its forward); use dictionaries at other places."
+        )
+    facts = {"targets": ends.told, "layers": len(model.written), "frozen": "patterns of attention, scales of norms"}
+    nodes = (*_nodes(model), *_ends(model, ends))
+    return FeatureGraph(trace, tuple(dictionaries), nodes, table, bias, values, ends, error, facts)
+
+
+def _nodes(model: Replacement) -> list[GraphNode]:
+    """The nodes of the table's columns, in the order that `direct_effects.writers` gives them."""
+    layers = _layers(model)
+    found: list[GraphNode] = []
+    for number, stand in enumerate(model.stands):
+        codes, site, layer = stand.codes, stand.writes[0].name, layers[stand.writes[0].value]
+        rows = zip(codes.rows.tolist(), codes.latents.tolist(), codes.values.tolist(), strict=True)
+        found += [GraphNode(LATENT, site, row, layer, latent, number, value) for row, latent, value in rows]
+    for kind, spots in ((ERROR, model.written), (PART, model.parts), (SOURCE, model.sources)):
+        for spot in spots:
+            rows = model.errors[spot.value] if kind == ERROR else spot.rows(model.held[spot.value])
+            layer = -1 if kind == SOURCE else layers[spot.value]
+            sizes = rows.norm(dim=-1).tolist()
+            found += [GraphNode(kind, spot.name, row, layer, activation=size) for row, size in enumerate(sizes)]
+    return found
+
+
+def _layers(model: Replacement) -> dict[int, int]:
+    """The number of each writer among what dictionaries write, in order of execution; a component has that of the last
+    one before it, from 0 on."""
+    order = [spot.order for spot in model.written]
+    return {spot.value: max(sum(at <= spot.order for at in order) - 1, 0) for spot in (*model.written, *model.parts)}
+
+
+def _ends(model: Replacement, ends: Outputs) -> list[GraphNode]:
+    row, layer = int(ends.rows[-1]), len(model.written)
+    told = zip(ends.labels, ends.ids, ends.weights.tolist(), strict=True)
+    return [GraphNode(OUTPUT, "logits", row, layer, one, -1, chance, label) for label, one, chance in told]

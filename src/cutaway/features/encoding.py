@@ -1,0 +1,112 @@
+"""A dictionary at its place, as a run takes it: which sites it reads and writes, and how it encodes and decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis, Directions
+from ..errors import InputError
+from ..run.attached import splice_of
+from ..run.splice import Attachment, Encoding
+from ..run.trace import Trace
+from ..site import Site
+from .codes import rule_named
+from .dictionary import Dictionary
+from .solvers import SOLVERS
+
+_ALONE = frozenset(("identity", "relu", "jumprelu", "gated"))  # rules by which latents do not compete
+
+
+def attachment_of(
+    basis: Basis, site: str | Sequence[str] | None = None, *, name: str = "", axis: str = ""
+) -> Attachment:
+    """A basis at its place, with all of its latents. Raises InputError where no place is known, or none that fits."""
+    if isinstance(basis, Directions):
+        widths = [basis.vectors.shape[-1]] * 2
+        count, reads, writes = len(basis.vectors), (), ()
+    elif isinstance(basis, Dictionary):
+        reads, writes = basis.card.reads, basis.card.writes
+        widths, count = [basis.width, basis.out_width], basis.latents
+    else:
+        raise InputError(f"A {type(basis).__name__} cannot be attached; give a Dictionary or Directions.")
+    where = ((site,) if isinstance(site, str) else tuple(site)) if site is not None else None
+    sizes: dict[str, int] = {}
+    if where is None:
+        if not reads or not writes:
+            raise InputError("Nothing says where this dictionary belongs; give site=, as in 'resid.2' or 'L1.mlp_out'.")
+        ends = tuple(tuple(str(Site.parse(place.site)) for place in side) for side in (reads, writes))
+        sizes = {str(Site.parse(place.site)): place.width for place in (*reads, *writes)}
+        axis = axis or reads[0].axis
+    elif len(where) in (1, 2):
+        ends = tuple((str(Site.parse(end)),) for end in (where[0], where[-1]))
+        sizes = {ends[0][0]: widths[0], ends[1][0]: widths[1]}
+        axis = axis or (reads[0].axis if reads else "")
+    else:
+        raise InputError(f"site= is one site, or two for a transcoder (read, written), and here are {len(where)}.")
+    whole = encoding_of(basis, None)
+    label = name or ends[1][0]
+    return Attachment(label, ends[0], ends[1], axis, sizes, count, tuple(range(count)), whole, whole, basis)
+
+
+def active_in(what: Attachment, traces: Sequence[Trace]) -> list[int]:
+    """The latents that are not zero somewhere in some runs."""
+    fired = torch.zeros(what.count, dtype=torch.bool)
+    with torch.no_grad():
+        for trace in traces:
+            places = splice_of(trace, what, trace.lift).reads
+            rows = [place.rows(trace.raw(site)).flatten(0, -2) for place, site in zip(places, what.reads, strict=True)]
+            for part in torch.cat(rows, -1).split(max(1, (1 << 24) // max(what.count, 1))):
+                fired |= (what.whole.encode(part) != 0).any(0).cpu()
+    return [int(place) for place in fired.nonzero()[:, 0]]
+
+
+def with_latents(what: Attachment, latents: Sequence[int]) -> Attachment:
+    """The attachment with some latents told apart. Raises InputError for none, or one that does not exist."""
+    chosen = tuple(sorted(set(latents)))
+    if not chosen:
+        raise InputError(f"No latent of '{what.name}' is told apart (none is active, perhaps); give at least one.")
+    if odd := [latent for latent in chosen if not 0 <= latent < what.count]:
+        raise InputError(f"'{what.name}' has {what.count:,} latents, so there is no {odd[0]}.")
+    fields = {key: getattr(what, key) for key in ("name", "reads", "writes", "axis", "widths", "count", "whole", "basis")}
+    return Attachment(**fields, latents=chosen, some=encoding_of(what.basis, torch.tensor(chosen)))
+
+
+def encoding_of(basis: Basis, chosen: Tensor | None) -> Encoding:
+    """How a basis encodes and decodes, all of it or some latents alone."""
+    if isinstance(basis, Directions):
+        return _along(basis, chosen)
+    assert isinstance(basis, Dictionary), "attachment_of refuses all else"
+    decoder, weights = basis.decoder, basis.weights
+    constant = basis.decode(decoder.new_zeros(basis.latents))
+    picked = slice(None) if chosen is None else chosen
+
+    def encode(rows: Tensor) -> Tensor:
+        return basis.encode(rows)[..., picked]
+
+    if basis.per_row or basis.activation in SOLVERS:
+        return Encoding(encode, decoder[picked], constant)
+    rule = rule_named(basis.activation)
+    alone = basis.activation in _ALONE
+    extra = {key: held[picked] for key, held in basis.extra.items()} if alone else basis.extra
+    offset = decoder.new_zeros(basis.latents) + weights.get("encoder_bias", 0.0)
+    if "center" in weights:
+        offset = offset - weights["encoder"] @ weights["center"]
+    matrix, competes = weights["encoder"][picked], not alone and chosen is not None
+
+    def ruled(pre: Tensor, *rows: Tensor) -> Tensor:
+        if not competes:
+            return rule(pre, basis.k, extra)
+        whole = basis.pre_activations(rows[0]).to(pre.dtype)
+        return rule(whole.index_copy(-1, picked, pre), basis.k, extra)[..., picked]
+
+    return Encoding(encode, decoder[picked], constant, matrix, offset[picked], ruled, competes)
+
+
+def _along(basis: Directions, chosen: Tensor | None) -> Encoding:
+    vectors = basis.vectors.float() if basis.vectors.dtype.itemsize <= 2 else basis.vectors
+    picked = slice(None) if chosen is None else chosen
+    matrix, told = vectors.pinverse().mT[picked], vectors[picked]
+    return Encoding(lambda rows: rows @ matrix.to(rows).mT, told, vectors.new_zeros(vectors.shape[-1]), matrix)

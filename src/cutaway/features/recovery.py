@@ -1,0 +1,161 @@
+"""Dictionaries whose codes are inferred row by row: alternating sparse inference and least squares, online.
+
+A sparse autoencoder's encoder is one product and a rule, and where features overlap it cannot give their codes, so the
+directions learned from such codes are off as well. Here codes come from non-negative pursuit (see pursuit), and the
+directions from the least squares that those codes make (MOD, Engan et al. 1999; online as Mairal et al. 2009), with a
+constant beside them. Pursuit begins with few atoms a row, so that what is strongest is found first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import InputError
+from .architectures import placed
+from .card import Card
+from .codes import Codes
+from .dictionary import Dictionary, concatenated, fvu
+from .pursuit import pursue
+from .rows import Rows
+from .solvers import REACH
+
+Progress = Callable[[str, int, int], None]
+FIRST = 0.5  # atoms a row at first, as a share of k
+GROWN = 0.5  # share of the steps after which a row may have as many as it needs
+KEEP = 0.95  # of the statistics after a step
+TWINS = 0.9  # cosine from which on two atoms are one
+RENEWED = 20  # steps between looks for dead atoms and twins
+
+
+@dataclass
+class _State:
+    """Atoms [latents, d], the constant [d], and running means over rows: products of codes (the constant, 1, is the last
+    code), and how often each fires."""
+
+    atoms: Tensor
+    constant: Tensor
+    gram: Tensor
+    usage: Tensor
+
+
+def recover_dictionary(
+    rows: Rows, latents: int, k: float, *, reads: Sequence[str] | None = None, samples: int | None = None, seed: int = 0,
+    batch: int = 4096, rate: float = 0.5, progress: Progress | None = None,
+) -> Dictionary:  # fmt: skip
+    """A dictionary of `latents` directions, `k` of which are on in a row on average, found by alternating pursuit and
+    least squares. It sees `samples` rows, by default 200 batches.
+
+    Needs far fewer rows than a sparse autoencoder and more time a row, and memory for latents² numbers. Raises InputError
+    for settings that cannot be and for fewer rows than latents.
+    """
+    places, _ = placed("batchtopk", rows.places, reads, reads)
+    batch = min(batch, max(len(rows) // 2, 1))
+    if not (latents > 0 and 0 < k <= latents):
+        raise InputError(f"A dictionary needs latents and 0 < k <= latents; these are {latents} and {k:g}.")
+    if len(rows) < latents:
+        raise InputError(f"There are {len(rows):,} rows for {latents:,} latents; give at least as many.")
+    sites = tuple(place.site for place in places)
+    steps = max((samples or 200 * batch) // batch, 1)
+    started = time.perf_counter()
+    state = None
+    for number, x in enumerate(_stream(rows, sites, batch, seed, steps)):
+        if state is None:
+            state = _first(x, latents, seed)
+        error = _step(state, x, k, number / steps, rate)
+        if number % RENEWED == RENEWED // 2 and number < 0.8 * steps:
+            _renew(state, x, error)
+        if progress is not None:
+            progress(f"FVU {fvu(x, x - error):.3f}", number + 1, steps)
+    assert state is not None
+    told = {
+        "kind": "pursuit", "k": k, "latents": latents, "seed": seed, "samples": steps * batch, "steps": steps,
+        "batch": batch, "rate": rate, "seconds": round(time.perf_counter() - started, 3),
+    }  # fmt: skip
+    made = _made(state, next(_stream(rows, sites, batch, seed + 1, 1)), k)
+    probe = concatenated(rows.sample(batch, seed=seed + 2), sites)
+    reference: dict[str, Any] = {
+        "l0": made.codes(probe).l0, "fvu": fvu(probe, made.reconstruct(probe)),
+        "norm": float(probe.norm(dim=1).mean()), "rows": len(probe),
+    }  # fmt: skip
+    network = str(rows.manifest.get("network", ""))
+    return made.but(card=Card(places, places, network, reference, dict(rows.manifest), told))
+
+
+def _stream(rows: Rows, sites: tuple[str, ...], batch: int, seed: int, steps: int) -> Iterator[Tensor]:
+    done, turn = 0, 0
+    while True:
+        for values in rows.batches(batch, seed=seed + turn):
+            if done == steps:
+                return
+            yield concatenated(values, sites)
+            done += 1
+        turn += 1_000
+
+
+def _first(x: Tensor, latents: int, seed: int) -> _State:
+    """Random directions with the rows' spread."""
+    mean = x.mean(0)
+    mix = torch.randn(latents, len(x), generator=torch.Generator().manual_seed(seed)) @ (x - mean)
+    return _State(functional.normalize(mix, dim=1), mean, torch.zeros(0), torch.zeros(latents))
+
+
+def _dense(chosen: Tensor, found: Tensor, latents: int) -> Tensor:
+    return found.new_zeros(len(found), latents).scatter_(1, chosen, found)
+
+
+def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tensor:
+    """One step: codes of the rows, then a step of Newton's method towards the directions that fit them best. Gives what
+    was left unexplained before it."""
+    latents = len(state.atoms)
+    most = k * (FIRST + (REACH - FIRST) * min(done / GROWN, 1.0))
+    centred = x - state.constant
+    codes = _dense(*pursue(centred @ state.atoms.T, state.atoms, max(round(most), 1)), latents)
+    left = centred - codes @ state.atoms
+    known = torch.cat([codes, codes.new_ones(len(codes), 1)], 1)
+    gram = known.T @ known / len(x)
+    state.gram = gram if not len(state.gram) else state.gram.mul_(KEEP).add_(gram, alpha=1 - KEEP)
+    state.usage.mul_(KEEP).add_((codes > 0).float().mean(0), alpha=1 - KEEP)
+    sizes = state.gram.diagonal()
+    damped = state.gram + torch.diag(0.1 * sizes + 0.01 * sizes[:-1].mean())
+    move = torch.linalg.solve(damped, known.T @ left / len(x), left=True)
+    rate *= min((1 - done) / 0.3, 1.0)
+    state.atoms = functional.normalize(state.atoms + rate * move[:-1], dim=1)
+    state.constant = state.constant + rate * move[-1]
+    return left
+
+
+def _renew(state: _State, x: Tensor, left: Tensor) -> None:
+    """Atoms that are hardly used, or are like a more used one, start anew from what was explained worst."""
+    like = (state.atoms @ state.atoms.T > TWINS) & (state.usage > state.usage[:, None])
+    dead = ((state.usage < 0.02 * state.usage.mean()) | like.any(1)).nonzero()[:, 0][: len(x)]
+    if not len(dead):
+        return
+    worst = left.norm(dim=1).topk(len(dead)).indices
+    state.atoms[dead] = functional.normalize(left[worst], dim=1)
+    state.usage[dead] = state.usage.mean()
+    size = state.gram.diagonal()[:-1].mean()
+    state.gram[dead], state.gram[:, dead] = 0, 0
+    state.gram[dead, dead] = size
+
+
+def _made(state: _State, x: Tensor, k: float) -> Dictionary:
+    """The dictionary, with the threshold above which k coordinates a row are on average."""
+    reach = max(math.ceil(REACH * k), 1)
+    _, found = pursue((x - state.constant) @ state.atoms.T, state.atoms, reach)
+    values = found[found > 0]
+    count = min(round(k * len(x)), len(values))
+    threshold = float(values.topk(count).values[-1]) * (1 - 1e-6) if count else 0.0
+    weights = {
+        "encoder": state.atoms, "decoder": state.atoms.clone(), "center": state.constant,
+        "decoder_bias": state.constant.clone(),
+    }  # fmt: skip
+    return Dictionary("pursuit", "pursuit", weights, round(k), {"threshold": torch.full((len(state.atoms),), threshold)})

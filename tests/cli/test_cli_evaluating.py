@@ -1,0 +1,84 @@
+"""`evaluate` through the command line: from collected activations to a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import CommandLine
+
+import cutaway as cw
+from cutaway import organisms
+from cutaway.features.classical import fit_dictionary
+from cutaway.features.collect import collect
+from cutaway.features.files import save_dictionary
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with activations and two dictionaries for them."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    net, inputs = cw.open("induction"), organisms.load("induction").pairs(40, 0).clean
+    rows = collect(net, inputs, "resid.1", folder / "acts", dtype="float32")
+    for seed in (0, 1):
+        save_dictionary(fit_dictionary(rows, 16, "sparse-coding", k=3, seed=seed), folder / f"{seed}.safetensors")
+    first = inputs[:, 1] > inputs[:, 1].float().median()
+    (folder / "labels.json").write_text(json.dumps({"first": first.tolist()}))
+    texts = [" ".join(net.token_text(int(token)) for token in row) for row in inputs[:6]]
+    (folder / "texts.json").write_text(json.dumps(texts))
+    return folder
+
+
+def test_all_figures_are_there_and_shown(cutaway: CommandLine, made: Path) -> None:
+    arguments = (
+        "evaluate", str(made / "0.safetensors"), "--on", str(made / "acts"), "--network", "induction",
+        "--labels", str(made / "labels.json"), "--other", str(made / "1.safetensors"),
+    )  # fmt: skip
+    result = cutaway.json(*arguments)
+    figures = {one["name"]: one for one in result["figures"]}
+    assert {"L0", "FVU", "loss recovered (zero)", "1-sparse probe F1", "absorption rate", "matched cosine"} <= set(
+        figures
+    )
+    assert figures["FVU"]["value"] < figures["FVU"]["controls"]["random"]
+    assert result["facts"]["network"] == "induction" and result["densities"]["latents"]
+    shown = cutaway(*arguments).out
+    assert "loss recovered (zero)" in shown and "random" in shown and "How often latents fire" in shown
+
+
+def test_texts_of_ones_own(cutaway: CommandLine, made: Path) -> None:
+    result = cutaway.json(
+        "evaluate", str(made / "0.safetensors"), "--on", str(made / "acts"), "--network", "induction",
+        "--texts", str(made / "texts.json"), "--samples", "64",
+    )  # fmt: skip
+    figure = next(one for one in result["figures"] if one["name"] == "added loss")
+    assert "6 examples" in figure["how"]
+
+
+def test_what_cannot_be_evaluated_is_said(cutaway: CommandLine, made: Path) -> None:
+    (made / "bad.json").write_text('{"first": ["yes"]}')
+    plain = ("evaluate", str(made / "0.safetensors"), "--on", str(made / "acts"))
+    for arguments, said in {
+        (*plain, "--texts", str(made / "texts.json")): "--network",
+        (*plain, "--labels", str(made / "bad.json")): "true or false or of class numbers",
+        (*plain, "--labels", str(made / "none.json")): "cannot be opened",
+        ("evaluate", str(made / "labels.json"), "--on", str(made / "acts")): "labels.json",
+        ("evaluate", str(made / "0.safetensors"), "--on", str(made / "nowhere")): "nowhere",
+    }.items():
+        outcome = cutaway(*arguments)
+        assert outcome.status != 0 and said in outcome.err and "Traceback" not in outcome.err, outcome.err
+
+
+def test_labels_by_example_are_carried_to_its_rows(made: Path) -> None:
+    """A concept of whole examples is found from values that hold it at every position."""
+    from cutaway.features.evaluate import evaluate_dictionary
+    from cutaway.features.store import open_activations
+
+    torch.manual_seed(0)
+    net = cw.open(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(4, 2)))
+    there = torch.arange(60) % 3 == 0
+    inputs = torch.randn(60, 5, 4) + 8.0 * there[:, None, None] * torch.eye(4)[1]
+    rows = collect(net, inputs, "0", made / "own", dtype="float32")
+    found = evaluate_dictionary(fit_dictionary(rows, 4, "pca"), open_activations(made / "own"), labels={"it": there})
+    assert found.figure("1-sparse probe F1").value > 0.99

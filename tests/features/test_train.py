@@ -1,0 +1,274 @@
+"""Training: every kind keeps the same promises, and a training that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cutaway.errors import FormatError, InputError
+from cutaway.features.architectures import KINDS
+from cutaway.features.checkpoints import NAME
+from cutaway.features.dictionary import Dictionary, concatenated, fvu
+from cutaway.features.files import read_dictionary, save_dictionary
+from cutaway.features.rows import InMemory
+from cutaway.features.train import SPARSE_FROM, train_dictionary
+
+WIDTH, FEATURES, ACTIVE, LATENTS, K = 12, 24, 2, 24, 2
+SAMPLES = 64_000
+# The most variance that a kind may leave unexplained on the synthetic rows; L1 shrinks what it finds.
+BOUNDS = dict.fromkeys(KINDS, 0.25) | {"relu": 0.85, "crosscoder": 0.45, "cross-layer-transcoder": 0.45}
+SEVERAL = ("crosscoder", "cross-layer-transcoder", "transcoder", "skip-transcoder")
+
+
+@cache
+def drawn(scale: float = 1.0, shift: float = 0.0) -> InMemory:
+    """Sparse sums of random directions at two sites, the second a fixed linear image of the first and more of its own."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.zeros(20_000, FEATURES)
+    chosen = torch.rand(codes.shape, generator=generator).topk(ACTIVE).indices
+    codes.scatter_(1, chosen, 1 + torch.rand(len(codes), ACTIVE, generator=generator))
+    first, second = (torch.randn(FEATURES, WIDTH, generator=generator) for _ in range(2))
+    sites = {"resid.0": codes @ first, "resid.1": codes @ second}
+    return InMemory({site: value * scale + shift for site, value in sites.items()}, {"hash": "h"}, "net")
+
+
+def ends(kind: str) -> dict[str, Any]:
+    sites = ["resid.0", "resid.1"]
+    if kind in ("transcoder", "skip-transcoder"):
+        return {"reads": sites[:1], "writes": sites[1:]}
+    return {"reads": sites, "writes": sites} if kind in SEVERAL else {"reads": sites[:1]}
+
+
+@cache
+def trained(kind: str, scale: float = 1.0, shift: float = 0.0, seed: int = 0) -> Dictionary:
+    return train_dictionary(
+        drawn(scale, shift), LATENTS, K, kind=kind, seed=seed, samples=SAMPLES, batch=128, **ends(kind)
+    )
+
+
+def values(dictionary: Dictionary, rows: InMemory) -> tuple[Tensor, Tensor]:
+    held = rows.sample(4000, seed=1)
+    read, write = (
+        concatenated(held, tuple(p.site for p in end)) for end in (dictionary.card.reads, dictionary.card.writes)
+    )
+    return read, write
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_reaches_its_l0_and_explains_the_rows(kind: str) -> None:
+    dictionary = trained(kind)
+    x, y = values(dictionary, drawn())
+    l0 = dictionary.codes(x).l0
+    assert l0 == pytest.approx(K, rel=0.1)
+    unexplained = fvu(y, dictionary.reconstruct(x))
+    assert unexplained < BOUNDS[kind]
+    reference = dictionary.card.reference
+    assert reference["fvu"] == pytest.approx(unexplained, abs=0.05)
+    assert reference["l0"] == pytest.approx(K, rel=0.1)
+    assert 0 <= dictionary.card.training["dead"] <= LATENTS // 2
+    generator = torch.Generator().manual_seed(1)
+    strange = torch.randn(dictionary.decoder.shape, generator=generator)
+    strange = strange / strange.norm(dim=1, keepdim=True) * dictionary.decoder.norm(dim=1, keepdim=True)
+    assert unexplained < fvu(y, dictionary.but(weights={**dictionary.weights, "decoder": strange}).reconstruct(x)) - 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_and_the_mean_make_no_difference(kind: str) -> None:
+    """Rows a thousand times as large, on another mean: the same codes up to that factor."""
+    dictionary, other = trained(kind), trained(kind, 1024.0, 3000.0)
+    x = values(dictionary, drawn())[0]
+    ours, theirs = dictionary.encode(x), other.encode(x * 1024 + 3000) / 1024
+    # float32 rounds values on a mean of 3,000 to 2e-4, which training then amplifies
+    assert float((ours - theirs).norm() / ours.norm()) < 0.15
+    assert other.card.reference["fvu"] == pytest.approx(dictionary.card.reference["fvu"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides_and_the_file_gives_it_back(kind: str, tmp_path: Path) -> None:
+    def short(seed: int) -> Dictionary:
+        return train_dictionary(drawn(), LATENTS, K, kind=kind, samples=2560, batch=128, seed=seed, **ends(kind))
+
+    first, again, other = short(3), short(3), short(4)
+    assert all(torch.equal(tensor, again.weights[name]) for name, tensor in first.weights.items())
+    assert not torch.equal(first.decoder, other.decoder)
+    found = read_dictionary(save_dictionary(first, tmp_path / "d.safetensors"))
+    x = values(first, drawn())[0]
+    assert torch.equal(found.reconstruct(x), first.reconstruct(x))
+    assert found.card.training["kind"] == kind and found.card.reference["rows"] > 0
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "gated", "jumprelu", "skip-transcoder"])
+def test_a_stopped_training_goes_on_exactly(kind: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"kind": kind, "samples": 40_000, "batch": 128, **ends(kind)}
+    whole = train_dictionary(drawn(), LATENTS, K, **options)
+
+    def stop(told: str, done: int, of: int) -> None:
+        if done == 170:  # in the second pass over the rows
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"after step 170 of 3\d\d.*goes on from there"):
+        train_dictionary(drawn(), LATENTS, K, folder=tmp_path, progress=stop, **options)
+    steps: list[int] = []
+    found = train_dictionary(
+        drawn(), LATENTS, K, folder=tmp_path, progress=lambda told, done, of: steps.append(done), **options
+    )
+    assert steps[0] == 171
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, found.weights[name]), name
+    assert all(torch.equal(tensor, found.extra[name]) for name, tensor in whole.extra.items())
+    with pytest.raises(InputError, match="seed = 0, and this one has 1"):
+        train_dictionary(drawn(), LATENTS, K, folder=tmp_path, seed=1, **options)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("kind", ["autoencoder", "transcoder"])
+def test_the_sparse_step_is_the_dense_one(rule: str, kind: str) -> None:
+    """Also where latents are dead: they are after ten steps of not firing, and then learn again."""
+    where = ends("transcoder" if kind == "transcoder" else rule)
+    name = kind if kind == "transcoder" else rule
+    given: dict[str, Any] = {"kind": name, "rule": rule, "samples": 6400, "batch": 128, "dead_after": 1280, **where}
+    dense = train_dictionary(drawn(), SPARSE_FROM, 3, dense=True, **given)
+    sparse = train_dictionary(drawn(), SPARSE_FROM, 3, **given)
+    assert dense.card.training["dead"] > 0
+    for part, tensor in {**dense.weights, **dense.extra}.items():
+        assert torch.allclose(tensor, {**sparse.weights, **sparse.extra}[part], rtol=1e-3, atol=1e-4), part
+
+
+def test_matryoshka_prefixes_reconstruct_by_themselves() -> None:
+    """A prefix alone does better than the same prefix of a dictionary that was not trained for it."""
+    nested, flat = (
+        train_dictionary(drawn(), LATENTS, K, kind=kind, reads=["resid.0"], samples=64_000, batch=128, **options)
+        for kind, options in (("matryoshka", {"prefixes": [6, 12, 24]}), ("batchtopk", {}))
+    )
+    x = values(nested, drawn())[0]
+
+    def by_prefix(dictionary: Dictionary, count: int) -> float:
+        codes = dictionary.encode(x) * (torch.arange(LATENTS) < count)
+        return fvu(x, dictionary.decode(codes))
+
+    losses = [by_prefix(nested, count) for count in (6, 12, 24)]
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[0] < by_prefix(flat, 6) - 0.05 and losses[1] < by_prefix(flat, 12) - 0.05
+
+
+def test_a_skip_path_without_latents_is_linear_regression() -> None:
+    made = train_dictionary(
+        drawn(), LATENTS, 0.01, kind="skip-transcoder", samples=32_000, batch=128, **ends("skip-transcoder")
+    )
+    held = drawn().sample(20_000, seed=1)
+    x, y = held["resid.0"], held["resid.1"]
+    wide = torch.cat([x, torch.ones(len(x), 1)], 1)
+    regression = wide @ torch.linalg.lstsq(wide, y).solution
+    assert fvu(regression, made.reconstruct(x)) < 0.02
+    assert fvu(y, made.reconstruct(x)) == pytest.approx(fvu(y, regression), abs=0.02)
+
+
+def test_a_cross_layer_transcoder_reads_one_place_and_writes_no_earlier_one() -> None:
+    made = trained("cross-layer-transcoder")
+    half = LATENTS // 2
+    assert (made.weights["encoder"][:half, WIDTH:] == 0).all() and (made.weights["encoder"][half:, :WIDTH] == 0).all()
+    assert (made.decoder[half:, :WIDTH] == 0).all() and (made.decoder[:half] != 0).all()
+
+
+def test_a_crosscoder_weighs_places_alike_whatever_their_units() -> None:
+    """One site a thousand times the other: the same codes, and both reconstructed as well as before."""
+    plain = trained("crosscoder")
+    rows = InMemory({"resid.0": drawn().values["resid.0"], "resid.1": drawn().values["resid.1"] * 1024})
+    other = train_dictionary(rows, LATENTS, K, samples=SAMPLES, batch=128, kind="crosscoder")
+    x, y = values(plain, drawn())[0], values(other, rows)[0]
+    for part in (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)):
+        ours, theirs = fvu(x[:, part], plain.reconstruct(x)[:, part]), fvu(y[:, part], other.reconstruct(y)[:, part])
+        assert theirs == pytest.approx(ours, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
+@pytest.mark.parametrize("k", [1, 5])
+def test_l0_is_steered_to_what_is_asked(kind: str, k: int) -> None:
+    made = train_dictionary(drawn(), 48, k, kind=kind, reads=["resid.1"], samples=64_000, batch=128)
+    assert made.codes(drawn().sample(4000, seed=1)["resid.1"]).l0 == pytest.approx(k, rel=0.1)
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from cutaway.features.rows import InMemory
+from cutaway.features.train import train_dictionary
+from cutaway.features.files import save_dictionary
+rows = InMemory({"a": torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))})
+def say(told, done, of):
+    if done == 200: print("going", flush=True)
+made = train_dictionary(rows, 64, 4, samples=50_000, batch=64, folder=sys.argv[1] or None, progress=say)
+save_dictionary(made.but(card=made.card.but(training={})), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_interrupted_in_the_middle_goes_on_exactly(tmp_path: Path) -> None:
+    def started(folder: str, out: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", SCRIPT, folder, str(tmp_path / out)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(words, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+    process = started(str(tmp_path / "state"), "never")
+    assert process.stdout is not None and process.stdout.readline() == "going\n"
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "goes on from there" in told
+    assert not (tmp_path / "never").exists() and (tmp_path / "state" / NAME).exists()
+    for folder, out in ((str(tmp_path / "state"), "resumed"), ("", "whole")):
+        process = started(folder, out)
+        assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"samples": 2560, "batch": 128, "folder": tmp_path, **ends("topk")}
+    train_dictionary(drawn(), LATENTS, K, **options)
+    data = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(data[: len(data) // 2])
+    with pytest.raises(FormatError, match="damaged checkpoint"):
+        train_dictionary(drawn(), LATENTS, K, **options)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "too few rows": ({"latents": 30_000}, "20,000 rows for 30,000 latents"),
+    "too few samples": ({"samples": 10}, "10 samples are fewer than the 24 latents"),
+    "k too large": ({"k": 24}, "k = 24 latents of 24"),
+    "k too small": ({"k": 0}, "k is 0; give how many"),
+    "k no number": ({"k": "many"}, "k is 'many'"),
+    "latents no number": ({"latents": 2.5}, "latents is 2.5; give a whole number"),
+    "half a latent": ({"kind": "topk", "k": 1.5}, "whole number of latents for each row, not 1.5"),
+    "unknown kind": ({"kind": "topkk"}, "no kind 'topkk' to train; the nearest are topk"),
+    "unknown option": ({"lrr": 1.0}, "no option 'lrr'; the nearest are lr"),
+    "unknown rule": ({"rule": "softmax"}, "no rule 'softmax'"),
+    "unknown place": ({"reads": ["resid.7"]}, "no rows of 'resid.7'; there are those of resid.0, resid.1"),
+    "no place": ({"reads": None}, "say which of them a batchtopk dictionary reads"),
+    "transcoder without writes": ({"kind": "transcoder"}, "a transcoder dictionary reads and writes"),
+    "other writes": ({"writes": ["resid.1"]}, "writes what it reads; for other places train kind='transcoder'"),
+    "one place": ({"kind": "crosscoder"}, "A crosscoder reads several places"),
+    "prefixes": ({"kind": "matryoshka", "prefixes": [4, 8]}, "rising numbers that end with the 24 latents"),
+    "a batch of all": ({"batch": 20_000}, "leaves none of 20,000 to be kept out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(case: str) -> None:
+    given, told = REFUSED[case]
+    with pytest.raises(InputError, match=told):
+        train_dictionary(drawn(), **{"latents": LATENTS, "k": K, "reads": ["resid.0"], **given})
+
+
+def test_a_constant_place_and_a_diverging_training_are_told() -> None:
+    with pytest.raises(InputError, match="'a' has the same value in all rows"):
+        train_dictionary(InMemory({"a": torch.ones(1000, 4)}), 8, 2)
+    with pytest.raises(InputError, match=r"not finite at step \d+ of .*smaller lr than 1.0e\+30"):
+        train_dictionary(drawn(), LATENTS, K, reads=["resid.0"], samples=6400, batch=128, lr=1e30)
