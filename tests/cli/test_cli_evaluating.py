@@ -11,6 +11,7 @@ from command_line import CommandLine
 
 import cutaway as cw
 from cutaway import organisms
+from cutaway.errors import InputError
 from cutaway.features.classical import fit_dictionary
 from cutaway.features.collect import collect
 from cutaway.features.files import save_dictionary
@@ -23,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net, inputs = cw.open("induction"), organisms.load("induction").pairs(40, 0).clean
     rows = collect(net, inputs, "resid.1", folder / "acts", dtype="float32")
     for seed in (0, 1):
-        save_dictionary(fit_dictionary(rows, 16, "sparse-coding", k=3, seed=seed), folder / f"{seed}.safetensors")
+        save_dictionary(fit_dictionary(rows, 16, "k-means", seed=seed), folder / f"{seed}.safetensors")
     first = inputs[:, 1] > inputs[:, 1].float().median()
     (folder / "labels.json").write_text(json.dumps({"first": first.tolist()}))
     texts = [" ".join(net.token_text(int(token)) for token in row) for row in inputs[:6]]
@@ -45,6 +46,24 @@ def test_all_figures_are_there_and_shown(cutaway: CommandLine, made: Path) -> No
     assert result["facts"]["network"] == "induction" and result["densities"]["latents"]
     shown = cutaway(*arguments).out
     assert "loss recovered (zero)" in shown and "random" in shown and "How often latents fire" in shown
+
+
+def test_letters_are_those_of_the_tokens(made: Path) -> None:
+    from cutaway.features.letters import first_letters
+    from cutaway.features.store import open_activations
+
+    net, rows = cw.open("induction"), open_activations(made / "acts")
+    found = first_letters(net, rows)
+    assert found and all(len(there) == len(rows) for there in found.values())
+    for row in (0, 5, len(rows) - 1):
+        example, [[position]] = rows.where([row])
+        token = net.token_text(int(rows.examples[int(example)].inputs["0"][position])).strip().lower()
+        assert [letter for letter, there in found.items() if there[row]] == [
+            one for one in found if token.startswith(one)
+        ]
+    bare = cw.open(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(4, 2)))
+    with pytest.raises(InputError, match="no tokenizer"):
+        first_letters(bare, rows)
 
 
 def test_texts_of_ones_own(cutaway: CommandLine, made: Path) -> None:

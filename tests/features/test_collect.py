@@ -21,6 +21,7 @@ import cutaway as cw
 from cutaway import organisms
 from cutaway.errors import FormatError, InputError, ResourceError, SiteError
 from cutaway.features import collect as collecting
+from cutaway.features import cutting
 from cutaway.features.collect import collect, forecast_collect
 from cutaway.features.shards import listed
 from cutaway.features.store import Activations, open_activations
@@ -267,6 +268,26 @@ def test_what_cannot_be_collected_is_said_in_one_sentence(tmp_path: Path) -> Non
         assert not listed(out)
 
 
+def test_hostile_files_of_data_are_refused(tmp_path: Path) -> None:
+    net = words()
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    save_file({"ids": ids(3)}, tmp_path / "short.safetensors")
+    whole = (tmp_path / "short.safetensors").read_bytes()
+    files = {
+        "objects.npy": None, "short.safetensors": whole[:-5], "latin.txt": b"w1 \xff w2", "list.json": b'[1, "w1"]',
+        "lines.jsonl": b'{"text": "w1"}\n{"tex', "object.json": b"{}", "empty.txt": b"", "named.npz": b"PK\x05\x06",
+        "deep.json": b"[" * 5000,
+    }  # fmt: skip
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises((FormatError, InputError)) as error:
+            collect(net, tmp_path / name, "resid.1", tmp_path / "out")
+        assert "\n" not in str(error.value), name
+    (tmp_path / "good.jsonl").write_text('{"text": "w1 w2"}\n\n"w3 w4"\n')
+    assert len(collect(net, str(tmp_path / "good.jsonl"), "resid.1", tmp_path / "good")) == 4
+
+
 def test_a_folder_of_another_collection_is_refused(tmp_path: Path) -> None:
     net, out = words(), tmp_path / "out"
     collect(net, ids(10), "resid.1", out)
@@ -288,7 +309,7 @@ def test_a_disk_without_room_is_told_before_and_leaves_what_is_there(tmp_path: P
     with pytest.raises(ResourceError, match="MiB are free"):
         collect(net, ids(30), "resid.1", out)
     monkeypatch.undo()
-    monkeypatch.setattr(collecting, "LIMIT", 600)
+    monkeypatch.setattr(cutting, "LIMIT", 600)
     real, calls = os.fsync, []
 
     def full(handle: int) -> None:
@@ -323,7 +344,7 @@ def test_a_forecast_is_right_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(collecting, "LIMIT", 700)
+    monkeypatch.setattr(cutting, "LIMIT", 700)
     net, out, given = words(), tmp_path / "out", ids(40)
     collect(net, given, "resid.1", out, batch=7)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -350,7 +371,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, monkeypatch) ->
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_interrupted_anywhere_the_result_is_the_same(stream: bool, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(collecting, "LIMIT", 900)
+    monkeypatch.setattr(cutting, "LIMIT", 900)
     net, given = words(), ids(40)
     data = (lambda: iter(given.split(6))) if stream else given
     batch = None if stream else 6
@@ -383,7 +404,7 @@ torch.set_num_threads(1)
 import cutaway as cw
 from words_net import words, ids
 from cutaway.features import collect as collecting
-collecting.LIMIT = 4000
+cutting.LIMIT = 4000
 net = words()
 print("ready", flush=True)
 collecting.collect(net, ids(4000), ["resid.1", "L0.mlp.out"], {out!r}, batch=20)
@@ -393,7 +414,7 @@ print("done", flush=True)
 
 @pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(collecting, "LIMIT", 4000)
+    monkeypatch.setattr(cutting, "LIMIT", 4000)
     whole = collect(words(), ids(4000), ["resid.1", "L0.mlp.out"], tmp_path / "whole", batch=20)
     want = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert len(whole) == 24000

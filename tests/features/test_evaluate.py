@@ -18,8 +18,9 @@ from cutaway.features.controls import identity_dictionary
 from cutaway.features.evaluate import evaluate_dictionary
 from cutaway.features.figures import Evaluation
 from cutaway.features.reconstruction import reconstruction
-from cutaway.features.spliced import recovered, rows_at, spliced
+from cutaway.features.spliced import recovered, rows_at, spliced, steps
 from cutaway.features.uncertainty import ratio, resampled, share
+from zoo import case
 
 # Networks of several kinds: transformer, convolutional with channels at positions, recurrent, MLP.
 SITES = {
@@ -68,6 +69,32 @@ def test_an_exact_dictionary_recovers_all_and_an_empty_one_nothing(name: str) ->
         assert value is not None and least - 1e-6 <= value < 1
     assert none.figure("loss recovered (zero)").value == pytest.approx(0, abs=1e-6)
     assert none.figure("added loss").value > 10 * abs(found.figure("added loss").value)
+
+
+# Other architectures: where, and along which axis.
+OTHERS = {
+    "resnet": ("resid.1", "channel"), "lstm": ("L0.cell@2.out", ""), "gru": ("L0.rnn@*.out", ""),
+    "vit": ("resid.1", ""), "mlp-mixer": ("resid.1", ""), "mamba": ("resid.1", ""), "rwkv": ("resid.1", ""),
+    "bert": ("resid.1", ""), "gpt2": ("L0.attn.z[head=1]", ""), "mixtral": ("resid.1", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_splicing_works_in_any_network(name: str) -> None:
+    found, (site, axis) = case(name), OTHERS[name]
+    args, kwargs = found.inputs()
+    given = {**{str(at): value for at, value in enumerate(args)}, **kwargs}
+    tensors = {key: value for key, value in given.items() if isinstance(value, torch.Tensor)}
+    inputs = [{key: value[row] for key, value in tensors.items()} for row in range(len(found.plain))]
+    axes = found.trace.locate(steps(found.trace, site)[0]).axes
+    value = found.trace.value(steps(found.trace, site)[0])
+    place = Place(site, value.shape[axes.index(axis) if axis else -1], "", axis)
+    losses = spliced(
+        found.net, inputs, {"exact": exact(place), "nothing": nothing(place)}, {site: torch.zeros(place.width)}
+    ).loss
+    assert losses["exact"] == pytest.approx(losses["clean"], abs=1e-6)
+    assert losses["nothing"] == pytest.approx(losses["zero"]) == losses["mean"]
+    assert np.abs(losses["zero"] - losses["clean"]).max() > 1e-6
 
 
 def test_the_mean_row_in_every_place_recovers_nothing_of_mean_ablation() -> None:
@@ -190,7 +217,7 @@ def test_known_densities_shrinkage_and_deadness() -> None:
 
 def test_every_figure_says_how_which_way_is_better_and_what_controls_give() -> None:
     net, inputs, rows, place = seen("induction")
-    own = fit_dictionary(rows, 24, "sparse-coding", k=3)
+    own = fit_dictionary(rows, 24, "k-means")
     found = evaluate_dictionary(
         own, rows, net=net, inputs=inputs, labels={"one": rows.values[place.site][:, 0] > 0}, seeds=[own]
     )
@@ -236,6 +263,12 @@ def test_rows_and_inputs_that_do_not_fit_are_refused() -> None:
         evaluate_dictionary(own, rows, net=net)
     with pytest.raises(InputError, match="no input"):
         spliced(net, [], {"own": own}, {place.site: torch.zeros(place.width)})
+    with pytest.raises(InputError, match="one number for each of"):
+        spliced(net, inputs, {"own": own}, {place.site: torch.zeros(place.width)}, metric=lambda out: out.mean())
+    many = InMemory({place.site: torch.randn(300, place.width, generator=torch.Generator().manual_seed(0))})
+    for labels in (["yes"] * 300, many.values[place.site][:, 0], torch.arange(300)):
+        with pytest.raises(InputError, match="no numbers|different labels"):
+            evaluate_dictionary(own, many, labels={"odd": labels}, controls=False)
     with pytest.raises(InputError, match="2 labels"):
         evaluate_dictionary(own, rows, labels={"one": [True, False]})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import InputError
+from cutaway.features import Codes, Dictionary, sparse_codes
 from cutaway.features.sparse_step import Options, SparseStep
 from cutaway.features.top import best_codes, fast_precision
 
@@ -228,3 +230,43 @@ def test_sizes_that_cannot_be_are_refused(k: int, nested: tuple[int, ...], told:
 
 def test_the_fast_precision_is_one_of_them() -> None:
     assert fast_precision("cpu") in PRECISIONS
+
+
+def dictionary(activation: str, latents: int = 700, width: int = 24) -> Dictionary:
+    make = torch.Generator().manual_seed(0)
+    weights = {
+        "encoder": torch.randn(latents, width, generator=make) / width**0.5,
+        "decoder": torch.randn(latents, width, generator=make),
+        "encoder_bias": torch.randn(latents, generator=make) / 8 - 1.9,
+        "center": torch.randn(width, generator=make) / 8,
+    }
+    extra = {name: torch.rand(latents, generator=make) for name in ("threshold", "scale", "magnitude_bias")}
+    return Dictionary("made", activation, weights, 9, extra)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("per_row", ["", "standard"])
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])
+def test_codes_that_are_searched_are_the_dense_ones(
+    activation: str, per_row: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_codes, "fast_precision", lambda device: precision)
+    made, rows = dictionary(activation).but(per_row=per_row), torch.randn(200, 24, generator=torch.manual_seed(1))
+    dense, codes = made.encode(rows), made.codes(rows)
+    assert 0 < codes.l0 < 0.05 * made.latents
+    assert codes.offsets[-1] == len(codes.latents) and bool((codes.values != 0).all())
+    assert float(((codes.dense() != 0) != (dense != 0)).sum()) <= 1  # rounding decides at the very edge
+    assert torch.allclose(codes.dense(), dense, atol=1e-4)
+    assert torch.equal(codes.latents, Codes.of(codes.dense()).latents)
+
+
+def test_codes_are_not_searched_where_that_does_not_serve() -> None:
+    made, rows = dictionary("relu"), torch.randn(200, 24, generator=torch.manual_seed(1))
+    encoder, bias = made.weights["encoder"], made.weights["encoder_bias"]
+    search = partial(sparse_codes.searched, activation="relu", k=0, extra={})
+    assert search(rows, encoder, bias) is not None
+    assert search(rows, encoder, bias + 3) is None  # half of all fire
+    assert search(rows[:5], encoder, bias) is None
+    assert search(rows, encoder[:50], bias[:50]) is None
+    assert search(rows.double(), encoder.double(), bias.double()) is None
+    assert search(rows.requires_grad_(), encoder, bias) is None

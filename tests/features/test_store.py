@@ -10,8 +10,7 @@ import torch
 from words_net import ids, words
 
 from cutaway.errors import FormatError, InputError
-from cutaway.features import collect as collecting
-from cutaway.features import store
+from cutaway.features import cutting, store
 from cutaway.features.collect import collect
 from cutaway.features.store import Activations, open_activations
 
@@ -22,7 +21,7 @@ SITES = ["resid.1", "L0.mlp.out"]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Activations:
     """1,200 rows in many shards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "LIMIT", 2000)
+        patch.setattr(cutting, "LIMIT", 2000)
         found = collect(words(), ids(200), SITES, tmp_path_factory.mktemp("store") / "made", batch=16, dtype="float32")
     assert len(found.shards) > 15
     return found

@@ -23,7 +23,7 @@ from cutaway.features.rows import InMemory
 from cutaway.features.train import SPARSE_FROM, train_dictionary
 
 WIDTH, FEATURES, ACTIVE, LATENTS, K = 12, 24, 2, 24, 2
-SAMPLES = 64_000
+SAMPLES, BATCH, RATE = 48_000, 256, 0.02
 # The most variance that a kind may leave unexplained on the synthetic rows; L1 shrinks what it finds.
 BOUNDS = dict.fromkeys(KINDS, 0.25) | {"relu": 0.85, "crosscoder": 0.45, "cross-layer-transcoder": 0.45}
 SEVERAL = ("crosscoder", "cross-layer-transcoder", "transcoder", "skip-transcoder")
@@ -31,7 +31,7 @@ SEVERAL = ("crosscoder", "cross-layer-transcoder", "transcoder", "skip-transcode
 
 @cache
 def drawn(scale: float = 1.0, shift: float = 0.0) -> InMemory:
-    """Sparse sums of random directions at two sites, the second a fixed linear image of the first and more of its own."""
+    """Sparse sums of random directions at two sites, the same features at both in directions of their own."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.zeros(20_000, FEATURES)
     chosen = torch.rand(codes.shape, generator=generator).topk(ACTIVE).indices
@@ -51,7 +51,7 @@ def ends(kind: str) -> dict[str, Any]:
 @cache
 def trained(kind: str, scale: float = 1.0, shift: float = 0.0, seed: int = 0) -> Dictionary:
     return train_dictionary(
-        drawn(scale, shift), LATENTS, K, kind=kind, seed=seed, samples=SAMPLES, batch=128, **ends(kind)
+        drawn(scale, shift), LATENTS, K, kind=kind, seed=seed, samples=SAMPLES, batch=BATCH, lr=RATE, **ends(kind)
     )
 
 
@@ -108,14 +108,14 @@ def test_the_seed_decides_and_the_file_gives_it_back(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "gated", "jumprelu", "skip-transcoder"])
 def test_a_stopped_training_goes_on_exactly(kind: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"kind": kind, "samples": 40_000, "batch": 128, **ends(kind)}
+    options: dict[str, Any] = {"kind": kind, "samples": 24_000, "batch": 128, **ends(kind)}
     whole = train_dictionary(drawn(), LATENTS, K, **options)
 
     def stop(told: str, done: int, of: int) -> None:
         if done == 170:  # in the second pass over the rows
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"after step 170 of 3\d\d.*goes on from there"):
+    with pytest.raises(KeyboardInterrupt, match=r"after step 170 of 18\d.*goes on from there"):
         train_dictionary(drawn(), LATENTS, K, folder=tmp_path, progress=stop, **options)
     steps: list[int] = []
     found = train_dictionary(
@@ -146,7 +146,9 @@ def test_the_sparse_step_is_the_dense_one(rule: str, kind: str) -> None:
 def test_matryoshka_prefixes_reconstruct_by_themselves() -> None:
     """A prefix alone does better than the same prefix of a dictionary that was not trained for it."""
     nested, flat = (
-        train_dictionary(drawn(), LATENTS, K, kind=kind, reads=["resid.0"], samples=64_000, batch=128, **options)
+        train_dictionary(
+            drawn(), LATENTS, K, kind=kind, reads=["resid.0"], samples=SAMPLES, batch=BATCH, lr=RATE, **options
+        )
         for kind, options in (("matryoshka", {"prefixes": [6, 12, 24]}), ("batchtopk", {}))
     )
     x = values(nested, drawn())[0]
@@ -162,7 +164,7 @@ def test_matryoshka_prefixes_reconstruct_by_themselves() -> None:
 
 def test_a_skip_path_without_latents_is_linear_regression() -> None:
     made = train_dictionary(
-        drawn(), LATENTS, 0.01, kind="skip-transcoder", samples=32_000, batch=128, **ends("skip-transcoder")
+        drawn(), LATENTS, 0.01, kind="skip-transcoder", samples=16_000, batch=128, **ends("skip-transcoder")
     )
     held = drawn().sample(20_000, seed=1)
     x, y = held["resid.0"], held["resid.1"]
@@ -183,7 +185,7 @@ def test_a_crosscoder_weighs_places_alike_whatever_their_units() -> None:
     """One site a thousand times the other: the same codes, and both reconstructed as well as before."""
     plain = trained("crosscoder")
     rows = InMemory({"resid.0": drawn().values["resid.0"], "resid.1": drawn().values["resid.1"] * 1024})
-    other = train_dictionary(rows, LATENTS, K, samples=SAMPLES, batch=128, kind="crosscoder")
+    other = train_dictionary(rows, LATENTS, K, samples=SAMPLES, batch=BATCH, lr=RATE, kind="crosscoder")
     x, y = values(plain, drawn())[0], values(other, rows)[0]
     for part in (slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)):
         ours, theirs = fvu(x[:, part], plain.reconstruct(x)[:, part]), fvu(y[:, part], other.reconstruct(y)[:, part])
@@ -193,7 +195,7 @@ def test_a_crosscoder_weighs_places_alike_whatever_their_units() -> None:
 @pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
 @pytest.mark.parametrize("k", [1, 5])
 def test_l0_is_steered_to_what_is_asked(kind: str, k: int) -> None:
-    made = train_dictionary(drawn(), 48, k, kind=kind, reads=["resid.1"], samples=64_000, batch=128)
+    made = train_dictionary(drawn(), 48, k, kind=kind, reads=["resid.1"], samples=SAMPLES, batch=BATCH, lr=RATE)
     assert made.codes(drawn().sample(4000, seed=1)["resid.1"]).l0 == pytest.approx(k, rel=0.1)
 
 

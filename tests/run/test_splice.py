@@ -1,4 +1,4 @@
-"""Dictionaries in a run: nothing changes until a latent is edited, and an edit of latents is one in their coordinates."""
+"""Dictionaries in a run: nothing changes until a latent is edited, and that is an edit in its coordinates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zoo import Case, case, error
 # A site of every kind: stream, heads, neurons, channels, states, a scan, folded positions, norms on the skip path.
 SITES = [
     ("gpt2", "resid.2"), ("gpt2", "L1.attn.z"), ("gpt2", "L0.attn.q"), ("llama", "L1.mlp.out"), ("bert", "resid.4"),
-    ("lenet", "L1.conv.out"), ("unet2d", "resid.7"), ("gru", "L0.rnn@2.out"), ("gru", "L0.rnn.n"),
+    ("lenet", "L1.conv.out"), ("resnet", "resid.2"), ("gru", "L0.rnn@2.out"), ("gru", "L0.rnn.n"),
     ("lstm", "L0.cell@4.out"), ("mamba", "L1.ssm.out"), ("vit", "L1.mlp_out"), ("swin", "L1.attn.z"),
     ("attention folded", "resid.1"), ("mixtral", "L1.moe.out"), ("mlp", "L0.mlp.pre"), ("t5", "L3.attn_out"),
 ]  # fmt: skip
@@ -212,7 +212,9 @@ def test_kept_values_checkpoints_and_the_next_run() -> None:
     for keep in ("none", "checkpoints", ["resid.2"]):
         lean = net.record(ids, keep=keep)
         assert torch.allclose(lean["resid.2[latent=2]"], whole["resid.2[latent=2]"], atol=1e-6)
-        assert error(lean.replay(cw.zero("resid.2[latent=2]")).logits, whole.replay(cw.zero("resid.2.f2")).logits) < 1e-6
+        assert (
+            error(lean.replay(cw.zero("resid.2[latent=2]")).logits, whole.replay(cw.zero("resid.2.f2")).logits) < 1e-6
+        )
     assert not torch.equal(net.record(other)["resid.2[latent=2]"], whole["resid.2[latent=2]"])
 
 

@@ -179,7 +179,7 @@ class _Inside:
         inner = [tape.graph.ops[step.op] for step in plan(tape, [], [self.scores], self.ports).steps]
         shifts = [value for op in inner if sort_name(op) in _CHOSEN for value in op.outputs]  # held as they were
         self.steps = unguarded(tape, plan(tape, [], [self.scores], [*self.ports, *shifts]))
-        self.tape = _held(tape, lifted.flow, [step.op for step in self.steps.steps])
+        self.tape = held_bends(tape, lifted.flow, [step.op for step in self.steps.steps])
         self.batch, self.windowed = lifted.flow.batch, found
         with torch.no_grad():
             whole = execute(tape, plan(tape, [], [self.scores, *self.ports, *shifts]))
@@ -318,7 +318,7 @@ def _slopes(numbers: Tensor, at: Tensor) -> Tensor:
     return at.new_zeros(len(numbers), *at.shape) if found is None else found.detach()
 
 
-def _held(tape: Tape, flow: Flow, ops: list[int]) -> Tape:
+def held_bends(tape: Tape, flow: Flow, ops: list[int]) -> Tape:
     """The tape with elementwise ops among `ops` (a cap on scores) held at the factor that they had in the run."""
     graph, calls, bends = tape.graph, list(tape.calls), []
     moving = graph.cone(flow.activations & set(range(len(graph.values))))

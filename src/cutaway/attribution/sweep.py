@@ -193,18 +193,14 @@ class _Task:
         found = [run.locate(site.at(latent=":") if axis == "latent" else site) for site in named]
         self.outer = {where.address.split("//")[0] for where in found if "//" in where.address}
         self.tape, other = run.tape_with(self.outer), source.tape_with(self.outer)
-        self.rows = [
-            self._row(site, where, axis, other, source) for site, where in zip(self.sites, found, strict=True)
-        ]
+        self.rows = [self._row(site, where, axis, other, source) for site, where in zip(self.sites, found, strict=True)]
         counts = {row.old.shape[row.place] for row in self.rows}
         if len(counts) != 1:
             raise InputError(f"The sites have axes '{axis}' of different lengths; sweep those of one length together.")
         self.count = counts.pop()
         self.target = run.lift().output.reads[0].value
         worlds = [
-            (number, index)
-            for number, row in enumerate(self.rows)
-            for index in _differing(row.old, row.new, row.place)
+            (number, index) for number, row in enumerate(self.rows) for index in _differing(row.old, row.new, row.place)
         ]
         self.front, tried = self._front()
         self.passes = self._passes(worlds, memory)
@@ -222,7 +218,9 @@ class _Task:
         if old.shape != new.shape:
             raise InputError(f"'{site}' has shape {tuple(new.shape)} in the source run and {tuple(old.shape)} here.")
         wanted = Site.parse(site)
-        part = indices(Site(wanted.name, tuple(at for at in wanted.index if at[0] != axis)), where.axes, tuple(old.shape))
+        part = indices(
+            Site(wanted.name, tuple(at for at in wanted.index if at[0] != axis)), where.axes, tuple(old.shape)
+        )
         new = put(old, part, take(new, part, keep=True))
         return _Row(where, value, where.axes.index(axis), old.detach(), new.detach())
 

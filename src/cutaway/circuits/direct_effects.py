@@ -173,3 +173,52 @@ def biases(model: Replacement, groups: Sequence[Targets]) -> tuple[Float[Tensor,
     for group in groups:
         bias[group.numbers], own[group.numbers] = group.of(base), group.of(model.held)
     return bias, own
+
+
+def total_effects(
+    model: Replacement, ends: Targets, weights: Tensor, most: int
+) -> list[Float[Tensor, " entries"]]:
+    """By dictionary, what each latent that fires makes of the sum of some targets, weighted: directly and through all
+    others, each of which answers linearly. Where no more than `most` fire, only whether that is zero is found out."""
+    leaves = {value: torch.zeros(spot.shape, requires_grad=True) for value, spot in model.stops.items()}
+    slopes: dict[int, Tensor] = {}
+    waiting: list[tuple[int, Tensor]] = []  # what is not carried back yet
+    every = sum(len(stand.codes.latents) for stand in model.stands) > most
+
+    def settle() -> None:
+        for value, slope in waiting if made else ():
+            if not made[value].requires_grad:
+                continue
+            new = torch.autograd.grad(made[value], list(leaves.values()), slope, retain_graph=True, allow_unused=True)
+            for leaf, part in zip(leaves, new, strict=True):
+                if part is not None:
+                    slopes[leaf] = slopes[leaf] + part if leaf in slopes else part
+        waiting.clear()
+
+    def total(stand: Stand) -> Tensor:
+        found = torch.zeros(len(stand.codes.latents))
+        for place, spot in enumerate(stand.writes):
+            if spot.value in slopes:
+                slope = spot.rows(slopes[spot.value])[stand.codes.rows]
+                found += (slope * stand.writers(torch.arange(len(found)), place)).sum(-1)
+        return found
+
+    alive = {spot.value for stand in model.stands for spot in stand.reads} | {spot.value for spot, _, _ in ends.reads}
+    totals: dict[int, Tensor] = {}
+    with torch.enable_grad():
+        made = {value: one * 1.0 for value, one in model.run(alive, leaves).items()}
+        waiting += [
+            (spot.value, spot.spread(rows, vectors * weights[:, None]).sum(0)) for spot, rows, vectors in ends.reads
+        ]
+        settle()
+        for at in sorted(range(len(model.stands)), key=lambda at: -max(spot.order for spot in model.stands[at].reads)):
+            stand = model.stands[at]
+            if every or waiting and not bool(total(stand).all()):
+                settle()
+            totals[at] = total(stand)
+            answered, numbers = (totals[at] * stand.answers)[:, None], torch.arange(len(stand.codes.latents))
+            for place, spot in enumerate(stand.reads):
+                table = torch.zeros(spot.count, spot.width)
+                table.index_add_(0, stand.codes.rows, stand.readers(numbers, place) * answered)
+                waiting.append((spot.value, spot.back(table)))
+    return [totals[at] for at in range(len(model.stands))]

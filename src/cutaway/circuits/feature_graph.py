@@ -18,15 +18,18 @@ from ..attribution.metric import Metric
 from ..errors import DivergenceError, InputError
 from ..features import Dictionary
 from ..run.trace import Trace
-from .direct_effects import Targets, biases, effects, latent_targets
+from .direct_effects import biases, effects, latent_targets, total_effects
 from .outputs import Outputs, outputs
-from .pruning import cumulative, influence, pruned, shares
-from .replacement import Replacement, replacement
+from .pruning import influence, pruned, shares
+from .replacement import Replacement, kept, replacement
+from .stream_building import by_stream
 
 if TYPE_CHECKING:
     from ..drawing.plot import Plot
     from .attribution_graph import AttributionGraph
+    from .latent_attention import LatentAttention
 
+_SURE = 1e-4  # the largest relative error of sums that the quick way may have
 _LOOSE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # the largest relative error of a sum that is shown
 LATENT, ERROR, PART, SOURCE, OUTPUT = "latent", "error", "component", "embedding", "output"
 
@@ -61,7 +64,8 @@ class FeatureGraph:
 
     `table` [targets, writers]: rows are the latents and then the outputs, columns the latents, errors, components and
     embeddings; `nodes` are the columns' and then the outputs. A row and its `bias` add up to `values`, what the target
-    was before its rule in the run; `error` is the largest difference, relative to the largest value. `outputs`
+    was before its rule in the run; `answers` are the shares of themselves by which latents change when they read one unit
+    more. `error` is the largest difference, relative to the largest value. `outputs`
     are what it ends in. `facts` say how it was made.
     """
 
@@ -71,6 +75,7 @@ class FeatureGraph:
     table: Float[Tensor, "targets writers"]
     bias: Float[Tensor, " targets"]
     values: Float[Tensor, " targets"]
+    answers: Float[Tensor, " latents"]
     outputs: Outputs
     error: float
     facts: dict[str, Any]
@@ -147,14 +152,14 @@ class FeatureGraph:
         """
         width, latents = self.table.shape[1], self.latents
         always = torch.tensor([node.kind == SOURCE for node in self.nodes[:width]])
-        kept, left = pruned(self.table, self.weights, always, nodes, edges)
-        rows = torch.cat([kept[:latents], torch.ones(len(self.weights), dtype=torch.bool)])
-        picked = kept.tolist()
+        staying, left = pruned(self.table, self.weights, always, nodes, edges)
+        rows = torch.cat([staying[:latents], torch.ones(len(self.weights), dtype=torch.bool)])
+        picked = staying.tolist()
         shown = tuple(node for at, node in enumerate(self.nodes) if at >= width or picked[at])
         facts = {**self.facts, "node_share": nodes, "edge_share": edges}
         return replace(
-            self, nodes=shown, table=(self.table * left)[rows][:, kept], bias=self.bias[rows],
-            values=self.values[rows], facts=facts,
+            self, nodes=shown, table=(self.table * left)[rows][:, staying], bias=self.bias[rows],
+            values=self.values[rows], answers=self.answers[staying[:latents]], facts=facts,
         )  # fmt: skip
 
     def grouped(self, supernodes: dict[str, Sequence[str]]) -> FeatureGraph:
@@ -164,6 +169,12 @@ class FeatureGraph:
         if lost := [name for names in supernodes.values() for name in names if name not in known]:
             raise InputError(f"The graph has no node '{lost[0]}'; names are as in '{self.nodes[0].name}'.")
         return replace(self, supernodes={label: tuple(names) for label, names in supernodes.items()})
+
+    def attention(self, head: str, *, query: int = -1, key: int | None = None) -> LatentAttention:
+        """Which pairs of nodes make a head attend from a query to a key (see `latent_attention.attention_of`)."""
+        from .latent_attention import attention_of
+
+        return attention_of(self, head, query=query, key=key)
 
     def to_attribution_graph(self) -> AttributionGraph:
         """The graph as circuit-tracer and Neuronpedia read it; `.save(path)` writes the file."""
@@ -191,31 +202,43 @@ def feature_graph(
     """The attribution graph of a run of one example, over the latents that fire in it.
 
     `targets`: tokens or classes; a metric or a function of the output, linearised; nothing for the largest outputs, up
-    to 95 % of probability and at most `most_outputs`. Of more than `most_nodes` latents, those of the largest total
-    effect on the targets are nodes and the others join their error nodes.
+    to 95 % of probability and at most `most_outputs`. Latents that have no effect on the targets by any path are no
+    nodes; of more than `most_nodes` others, those of the largest total effect are, and the rest count to the errors.
     Raises InputError for dictionaries that do not fit the run, MetricError for targets that it does not have.
     """
     model = replacement(trace, dictionaries)
     ends = outputs(model.output, model.held[model.output.value], trace.net, targets, position, most_outputs)
+    totals = total_effects(model, ends.targets(0), ends.weights, most_nodes)
+    fired = sum(map(len, totals))
+    sizes = torch.cat(totals).abs()
+    least = float(sizes.topk(most_nodes).values[-1]) if most_nodes < fired else 0.0
+    model = kept(model, [total.abs().ge(least) & (total != 0) for total in totals])
     groups, count = [], 0
     for stand in model.stands:
         groups += latent_targets(stand, count)
         count += len(stand.codes.latents)
-    groups.append(ends.targets(count))
-    table = effects(model, groups, progress)
-    bias, values = biases(model, groups)
-    error = float((table.sum(1) + bias - values).abs().max()) / (float(values.abs().max()) or 1.0)
+    last = ends.targets(count)
+    bias, values = biases(model, [*groups, last])
+
+    def missed(table: Tensor) -> float:
+        return float((table.sum(1) + bias - values).abs().max()) / (float(values.abs().max()) or 1.0)
+
+    found = by_stream(model, groups, last)
+    table = found if found is not None and missed(found) <= _SURE else effects(model, [*groups, last], progress)
+    error = missed(table)
     if error > _LOOSE.get(model.held[model.output.value].dtype, 1e-3):
         raise DivergenceError(
             f"Direct effects add up to the targets only within {error:.1e}, so something in '{trace.net.name}' could not "
             "be held linear (it may differentiate inside its forward); use dictionaries at other places."
         )
-    facts = {"targets": ends.told, "layers": len(model.written), "frozen": "patterns of attention, scales of norms"}
-    nodes = (*_nodes(model), *_ends(model, ends))
-    return FeatureGraph(trace, tuple(dictionaries), nodes, table, bias, values, ends, error, facts)
+    facts = {"targets": ends.told, "layers": len(model.written), "latents_that_fire": fired,
+        "frozen": "patterns of attention, scales of norms"}
+    answers = torch.cat([stand.answers for stand in model.stands])
+    nodes = (*graph_nodes(model), *_ends(model, ends))
+    return FeatureGraph(trace, tuple(dictionaries), nodes, table, bias, values, answers, ends, error, facts)
 
 
-def _nodes(model: Replacement) -> list[GraphNode]:
+def graph_nodes(model: Replacement) -> list[GraphNode]:
     """The nodes of the table's columns, in the order that `direct_effects.writers` gives them."""
     layers = _layers(model)
     found: list[GraphNode] = []

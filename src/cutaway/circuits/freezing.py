@@ -20,6 +20,7 @@ from ..lift import Block, Lifted, Slots
 from ..lift.flow import Flow
 from ..lift.frozen import Frozen, Reader
 from ..lift.ops import ELEMENTWISE, active, is_linear, sort_name
+from ..run.replay import Plan, Step
 from ..run.structure import Ref
 from ..run.tape import Call, Tape
 from ..run.trace import Trace
@@ -100,13 +101,35 @@ def _writer(value: int) -> Block:
 def _first_bend(frozen: Frozen, flow: Flow, stops: set[int], goals: Collection[int], again: set[int]) -> Op | None:
     """The first op on the way to a goal that is not affine."""
     found: list[Op] = []
-    for goal in goals:
-        for step in frozen.plan([goal], stops - ({goal} & again)).steps:
+    for some in (set(goals) - again, *({goal} for goal in again)):
+        for step in way(flow.tape, some, stops - (some & again) | frozen.held).steps:
             op = flow.graph.ops[step.op]
             bent = any(value in frozen.bent for value in op.outputs)
             if bent and not any(value in frozen.bent for value in op.inputs):
                 found.append(op)
     return min(found, key=lambda op: op.index, default=None)
+
+
+def way(tape: Tape, wanted: Collection[int], stops: Collection[int]) -> Plan:
+    """The steps from stops, and from what is fixed, to some values: a plan without guards, made by walking back from
+    the values alone."""
+    makers, listed = tape.graph.values, tape.graph.ops
+    ops: set[int] = set()
+    given: dict[int, None] = {}
+    waiting, seen = list(wanted), set[int]()
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        maker = makers[value].op
+        if value in stops or maker < 0:
+            given[value] = None
+        elif maker not in ops:
+            ops.add(maker)
+            waiting.extend(listed[maker].inputs)
+    steps = [Step(index, {value: value for value in listed[index].inputs}) for index in sorted(ops)]
+    return Plan(steps, list(given), {value: value for value in wanted}, len(steps))
 
 
 def _factor(flow: Flow, op: Op, read: Reader) -> Tensor | None:

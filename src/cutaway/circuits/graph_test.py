@@ -106,29 +106,14 @@ def removed(graph: FeatureGraph, which: Tensor) -> Float[Tensor, "removed output
     latents = graph.latents
     first = torch.zeros(latents, len(which))
     first[which, torch.arange(len(which))] = -1.0
-    slopes, inner = _slopes(graph)[:, None], graph.table[:latents, :latents]
+    answers, inner = graph.answers[:, None], graph.table[:latents, :latents]
     change, total = first, first.clone()
     for _ in range(latents):
-        change = inner @ change * slopes
+        change = inner @ change * answers
         if not bool(change.any()):
             break
         total += change
     return (graph.table[latents:, :latents] @ total).T
-
-
-def _slopes(graph: FeatureGraph) -> Float[Tensor, " latents"]:
-    """What share of a latent's activation its pre-activation moves by one unit."""
-    found = []
-    for at, node in enumerate(graph.nodes[: graph.latents]):
-        dictionary = graph.dictionaries[node.stand]
-        if dictionary.activation == "onehot":
-            found.append(0.0)
-        elif dictionary.activation == "gated":
-            found.append(float(dictionary.extra["scale"][node.index]) / node.activation)
-        else:
-            own = float(graph.values[at])  # the rule hands the pre-activation on, in the value's units
-            found.append(1.0 / own if own else 0.0)
-    return torch.tensor(found)
 
 
 def _ablated(graph: FeatureGraph, latent: int) -> Float[Tensor, " outputs"]:

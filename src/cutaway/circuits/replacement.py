@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -86,6 +86,7 @@ class Stand:
     writes: tuple[Spot, ...]
     codes: Codes
     spread: Tensor | None  # of each row, where rows are normalised one by one
+    answers: Float[Tensor, " entries"]  # the share of itself by which a latent changes when it reads one unit more
 
     def readers(self, at: Tensor, place: int) -> Float[Tensor, "count width"]:
         """What entries of the codes read of a place: their pre-activation is the sum of these products and `offsets`,
@@ -314,7 +315,35 @@ def _last(tape: Tape, value: int) -> tuple[int, tuple[int, ...]]:
 def _stand(dictionary: Dictionary, places: tuple[tuple[Spot, ...], ...], values: dict[int, Tensor]) -> Stand:
     rows = torch.cat([spot.read(values[spot.value]) for spot in places[0]], -1)
     spread = dictionary._spread(rows.to(dictionary.decoder.dtype))[1] if dictionary.per_row else None
-    return Stand(dictionary, *places, dictionary.codes(rows), spread)
+    stand = Stand(dictionary, *places, dictionary.codes(rows), spread, torch.zeros(0))
+    every = torch.arange(len(stand.codes.latents))
+    read = stand.offsets(every)
+    for place, spot in enumerate(stand.reads):
+        read = read + (spot.rows(values[spot.value])[stand.codes.rows] * stand.readers(every, place)).sum(-1)
+    return replace(stand, answers=_answers(dictionary, stand.codes, read))
+
+
+def _answers(dictionary: Dictionary, codes: Codes, read: Tensor) -> Tensor:
+    """Rules hand on what is read, scaled; but for gates, which shift it, and choices, which do not answer."""
+    if dictionary.activation == "onehot":
+        return torch.zeros_like(read)
+    if dictionary.activation == "gated":
+        return dictionary.extra["scale"][codes.latents] / codes.values
+    return torch.where(read == 0, 0.0, 1 / torch.where(read == 0, 1.0, read))
+
+
+def kept(model: Replacement, which: Sequence[Bool[Tensor, " entries"]]) -> Replacement:
+    """The model with some of the latents that fire; what the others write counts to the errors."""
+    errors = {value: rows.clone() for value, rows in model.errors.items()}
+    stands = []
+    for stand, keep in zip(model.stands, which, strict=True):
+        gone, codes = (~keep).nonzero()[:, 0], stand.codes
+        for place, spot in enumerate(stand.writes):
+            errors[spot.value].index_add_(0, codes.rows[gone], stand.writers(gone, place))
+        offsets = torch.cat([codes.offsets[:1] * 0, torch.bincount(codes.rows[keep], minlength=len(codes)).cumsum(0)])
+        left = Codes(offsets, codes.latents[keep], codes.values[keep], codes.count)
+        stands.append(replace(stand, codes=left, answers=stand.answers[keep]))
+    return replace(model, stands=tuple(stands), errors=errors)
 
 
 def _remainders(

@@ -21,6 +21,7 @@ from ..lift.ops import CONTRACTION, sort_name
 from ..run.replay import Plan, execute, stored
 from ..run.structure import Ref
 from .direct_effects import Targets, entries
+from .freezing import way
 from .replacement import Attention, Replacement, Spot
 from .stream_effects import Ends, Mixer, Stream, stream_effects
 
@@ -69,11 +70,15 @@ class _Finder:
         """The writers that reach a value without passing an attention."""
         if value in self.stops:
             return {value}
-        return set(self.frozen.plan([value], self.stops).stored) & self.stops
+        return set(self.plan([value], self.stops).stored) & self.stops
+
+    def plan(self, goals: Sequence[int], stops: set[int]) -> Plan:
+        """The steps to some values; norms' scales and patterns are as they were."""
+        return way(self.tape, goals, stops | self.frozen.held)
 
     def run(self, goals: Sequence[int], given: dict[int, Tensor]) -> dict[int, Tensor]:
         """Goals from some writers or levels; what is not given is zero."""
-        steps = self.frozen.plan(goals, {*self.stops, *given} - set(goals) | set(given))
+        steps = self.plan(goals, {*self.stops, *given} - set(goals) | set(given))
         return self.frozen.run(steps, given)
 
     def linear(self, goal: int, start: int, given: Tensor) -> Tensor:
@@ -97,6 +102,8 @@ def by_stream(model: Replacement, groups: Sequence[Targets], ends: Targets) -> T
     if any(spot.value in {place.value for place in model.written} for group in groups for spot, _, _ in group.reads):
         return None
     finder = _Finder(model)
+    if model.frozen.plan([model.output.value], finder.stops).roots:  # it differentiates inside its forward
+        return None
     read = {spot.value: finder.root(spot.value) for group in (*groups, ends) for spot, _, _ in group.reads}
     read |= {attention.read: finder.root(attention.read) for attention in model.attentions}
     levels = _levels(finder, set(read.values()))
@@ -157,10 +164,10 @@ def _mixer(finder: _Finder, attention: Attention, levels: _Levels, at: int) -> M
     if made[:3] != (1, heads, length) or shape[2] != length or shape[3] != made[3] or heads % shape[1]:
         return None
     level = levels.values[at]
-    entering = finder.frozen.plan([attention.read], {*finder.stops, level})
+    entering = finder.plan([attention.read], {*finder.stops, level})
     found = _matrix(finder, attention.read, entering, Slots(1, shape[1]))
     out = _out(finder, attention.made)
-    leaving = out and _matrix(finder, out, finder.frozen.plan([out], {attention.made}), Slots(2, 1))
+    leaving = out and _matrix(finder, out, finder.plan([out], {attention.made}), Slots(2, 1))
     if found is None or not leaving:
         return None
     source, values = found
@@ -170,7 +177,7 @@ def _mixer(finder: _Finder, attention: Attention, levels: _Levels, at: int) -> M
     pulled = _packed(finder, levels, source, level, values) / factors[torch.arange(len(values)) % length, None]
     pulled = pulled.view(shape[1], -1, levels.width).repeat_interleave(heads // shape[1], 0).flatten(0, 1)
     numbers = torch.arange(heads * length * made[3], dtype=torch.float64).view(made)
-    lying = execute(finder.tape, finder.frozen.plan([leaving[0]], {attention.made}), given={attention.made: numbers})
+    lying = execute(finder.tape, finder.plan([leaving[0]], {attention.made}), given={attention.made: numbers})
     places = lying[leaving[0]].reshape(length, -1).long()
     wanted = torch.arange(heads * made[3]).view(heads, made[3]) % made[3] + torch.arange(heads)[:, None] * length * made[3]
     order = places[0].argsort()
@@ -235,22 +242,22 @@ def _packed(finder: _Finder, levels: _Levels, source: int, level: int, vectors: 
 
 
 def _writers(finder: _Finder, levels: _Levels) -> Ends | None:
-    """Everything that writes, as vectors of the stream; None unless values are added as they are, but for sources."""
+    """Everything that writes, as vectors of the stream; None unless what dictionaries write
+    is added as it is."""
     model, random = finder.model, torch.Generator().manual_seed(1)
-    plain = [spot for spot in (*model.written, *model.parts) if spot.value in levels.seen]
+    plain = [spot for spot in model.written if spot.value in levels.seen]
     if any(spot.count != levels.length or spot.width != levels.width for spot in plain):
         return None
     probes = {spot.value: torch.randn(spot.shape, generator=random) for spot in plain}
-    zeros = {spot.value: torch.zeros(spot.shape) for spot in model.sources}
+    zeros = {spot.value: torch.zeros(spot.shape) for spot in (*model.parts, *model.sources)}
     nothing = {value: torch.zeros_like(probe) for value, probe in probes.items()}
     base, made = finder.run(levels.values, nothing | zeros), finder.run(levels.values, probes | zeros)
     for number, level in enumerate(levels.values):
         wanted = sum(
             (spot.rows(probes[spot.value]) for spot in plain if levels.seen[spot.value] <= number), torch.zeros(())
         )
-        if bool((levels.rows(made[level] - base[level])[0] - wanted).norm() > _NEAR * (1 + wanted.norm())):
+        if bool((levels.rows(made[level] - base[level]) - wanted).norm() > _NEAR * (1 + wanted.norm())):
             return None
-    held = {spot.value: model.held[spot.value] for spot in model.sources}
     vectors, rows, numbers, columns = [], [], [], []
     for spot, where, wrote, column in entries(model):
         if spot.value not in levels.seen:
@@ -259,8 +266,8 @@ def _writers(finder: _Finder, levels: _Levels) -> Ends | None:
         if spot.value in zeros:
             if spot.count != levels.length:
                 return None
-            one = finder.run([levels.values[number]], nothing | zeros | {spot.value: held[spot.value]})
-            wrote = levels.rows(one[levels.values[number]] - base[levels.values[number]])[0]
+            one = finder.run([levels.values[number]], nothing | zeros | {spot.value: model.held[spot.value]})
+            wrote = levels.rows(one[levels.values[number]] - base[levels.values[number]])
         vectors.append(wrote)
         rows.append(where)
         numbers.append(torch.full_like(where, number))
@@ -311,7 +318,7 @@ def _of_output(
     finder: _Finder, levels: _Levels, spot: Spot, level: int, where: Tensor, read: Tensor
 ) -> Float[Tensor, "count ..."]:
     """Readers of the output as readers of a level; through the rows of the last matrix that they read, if they can."""
-    steps = finder.frozen.plan([spot.value], {*finder.stops, level})
+    steps = finder.plan([spot.value], {*finder.stops, level})
     found = _matrix(finder, spot.value, steps, Slots(len(spot.shape) - 1, 1))
     if found is None or spot.count != levels.length:
         return finder.pull(spot.value, level, spot.spread(where, read))

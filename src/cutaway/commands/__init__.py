@@ -15,7 +15,7 @@ __all__ = ["REQUIRED", "Argument", "Parameter", "Result", "Verb", "listening", "
 # The files that declare verbs, in the order in which a reader meets them.
 _FILES = (
     "demo", "teaching", "checkup", "files", "looking", "reading", "weights", "editing", "explaining", "attributing",
-    "collecting", "training", "evaluating", "keeping", "zoo", "benchmarking",
+    "collecting", "training", "evaluating", "features", "feature_graphs", "keeping", "zoo", "benchmarking",
 )  # fmt: skip
 
 

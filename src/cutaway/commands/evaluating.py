@@ -26,8 +26,12 @@ def evaluate(
     ] = "",
     texts: Annotated[str, Argument("Inputs of those runs, a file; those collected when left out.", shown="FILE")] = "",
     labels: Annotated[
-        str, Argument("JSON of concepts, {name: [true, false, ...]} by row or by example, to probe for.", shown="FILE")
+        str,
+        Argument(
+            "JSON of concepts to probe for: by name a list of true and false, by row or by example.", shown="FILE"
+        ),
     ] = "",
+    letters: Annotated[bool, Argument("Probe for the first letter of tokens; needs --network.")] = False,
     other: Annotated[
         list[str],
         Argument("A dictionary of another seed, to match latents with; several times for more.", shown="FILE"),
@@ -41,18 +45,20 @@ def evaluate(
     Every figure stands beside the same of a random dictionary and of principal components of the same size and L0.
     """
     from ..features.evaluate import evaluate_dictionary
+    from ..features.letters import first_letters
     from ..features.opening import load_dictionary
     from ..features.store import open_activations
     from .progress import report
     from .subject import open_model
 
-    if texts and not network:
-        raise InputError("Texts are for runs of a network; name it with --network.")
-    net = open_model(network) if network else None
+    if (texts or letters) and not network:
+        raise InputError("Texts and letters are for runs of a network; name it with --network.")
+    net, rows = open_model(network) if network else None, open_activations(on)
+    concepts = {**(_labels(labels) if labels else {}), **(first_letters(net, rows) if net and letters else {})}
     found = evaluate_dictionary(
-        load_dictionary(dictionary), open_activations(on), net=net,
+        load_dictionary(dictionary), rows, net=net,
         inputs=_inputs(net, texts, examples) if net is not None and texts else None,
-        labels=_labels(labels) if labels else None, seeds=[load_dictionary(path) for path in other],
+        labels=concepts, seeds=[load_dictionary(path) for path in other],
         samples=samples, examples=examples, seed=seed, progress=report,
     )  # fmt: skip
     return found.to_dict()

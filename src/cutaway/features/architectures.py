@@ -22,9 +22,9 @@ ROUTES = ("same", "other", "later", "several")
 class Kind:
     """One kind. `rule` names its objective (see objectives), `route` says where it reads and writes:
 
-    "same": it writes what it reads; "other": it reads one set of places and writes another; "several": it writes what it
-    reads, several places at once; "later": a group of latents for each place read, which writes its own place and those
-    after it. `skip`: a linear path from what is read to what is written stands beside the latents.
+    "same": it writes what it reads; "other": it reads one set of places and writes another; "several": it writes what
+    it reads, several places at once; "later": a group of latents for each place read, which writes its own place and
+    those after it. `skip`: a linear path from what is read to what is written stands beside the latents.
     """
 
     rule: str

@@ -51,7 +51,7 @@ def new_arrays(path: Path, shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def open_arrays(path: Path, shapes: Shapes) -> dict[str, np.ndarray]:
-    """The arrays of a file as read-only memory maps, its header checked; -1 in a shape stands for any size.
+    """The arrays of a file as read-only views of a memory map, its header checked; -1 in a shape stands for any size.
 
     Raises FormatError when one is missing or is of another type or shape.
     """
@@ -67,5 +67,5 @@ def open_arrays(path: Path, shapes: Shapes) -> dict[str, np.ndarray]:
                 f"The array '{name}' in {str(path)!r} has {info.dtype} of shape {info.shape} where {dtype} of {shape} "
                 "belongs; build the index again."
             )
-        found[name] = checkpoint.read(name)
+        found[name] = np.asarray(checkpoint.read(name))  # a plain view: memmap's own indexing is slow
     return found

@@ -40,8 +40,8 @@ def attach(
     """A network in whose runs `SITE[latent=12]` is a site: in `record`, interventions, sweeps, lifting and circuits.
 
     `site`: where the basis reads and writes, by default the place on a dictionary's card; for a transcoder (what it
-    reads, what it writes). `name`: what the latents are called, by default the site that is written. `axis`: along which
-    axis of the value vectors lie, by default its channels or its last.
+    reads, what it writes). `name`: what the latents are called, by default the site that is written. `axis`: the axis
+    of the value along which vectors lie, by default its channels or its last.
 
     Circuits have a node for each of `latents`, or for those that are not zero somewhere in the runs `active`, or for
     all; and one error node for whatever else there is in the value. Give both runs that a circuit is found between.

@@ -22,7 +22,6 @@ from .dictionary import concatenated
 from .grounds import example_ground
 from .intervals import bootstrap
 from .labels import Label, halves
-from .seen import as_rows, as_value
 
 if TYPE_CHECKING:
     from .index import LatentIndex
@@ -138,7 +137,7 @@ def _without(trace: Trace, index: LatentIndex, latent: int) -> Trace:
     rows: dict[str, Tensor] = {}
     for place in dictionary.card.reads:
         value, axes = trace.value(place.site), trace.locate(place.site).axes
-        rows[place.site] = as_rows(value, axes, place.axis or ("channel" if "channel" in axes else ""), place.site)[0]
+        rows[place.site] = _as_rows(value, axes, place.axis or ("channel" if "channel" in axes else ""), place.site)[0]
     codes = dictionary.codes(concatenated(rows, tuple(rows)).float())
     activation = torch.zeros(len(codes))
     hits = codes.latents == latent
@@ -148,7 +147,7 @@ def _without(trace: Trace, index: LatentIndex, latent: int) -> Trace:
     for place in dictionary.card.writes:
         value, axes = trace.value(place.site), trace.locate(place.site).axes
         axis = place.axis or ("channel" if "channel" in axes else "")
-        made = as_value(part[:, start : start + place.width], value, axes, axis)
+        made = _as_value(part[:, start : start + place.width], value, axes, axis)
         edits.append(add(place.site, -made.to(value.dtype)))
         start += place.width
     return trace.replay(*edits)
@@ -183,3 +182,30 @@ def _others(index: LatentIndex, latent: int, count: int, seed: int) -> list[int]
     return (
         sorted(np.random.default_rng(seed).choice(near, min(count, len(near)), replace=False).tolist()) if near else []
     )
+
+
+def _as_rows(value: Tensor, axes: tuple[str, ...], axis: str, site: str) -> tuple[Tensor, tuple[int, ...]]:
+    """(a value as [rows, width] with rows in the order of examples and positions, the sizes of those axes).
+
+    Raises InputError when the value has no axis of that name, or no axis of examples.
+    """
+    names = list(axes) if len(axes) == value.ndim else [str(place) for place in range(value.ndim)]
+    if axis and axis not in names:
+        raise InputError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(names)}.")
+    along = names.index(axis) if axis else value.ndim - 1
+    first = names.index("batch") if "batch" in names else 0
+    if value.ndim < 2 or first == along:
+        raise InputError(f"'{site}' has shape {tuple(value.shape)}, which is no vector for each example.")
+    rest = [place for place in range(value.ndim) if place not in (along, first)]
+    moved = value.permute(first, *rest, along)
+    return moved.reshape(-1, moved.shape[-1]), tuple(moved.shape[:-1])
+
+
+def _as_value(rows: Tensor, value: Tensor, axes: tuple[str, ...], axis: str) -> Tensor:
+    """Rows, as `_as_rows` gave those of `value`, laid out as a value again."""
+    names = list(axes) if len(axes) == value.ndim else [str(place) for place in range(value.ndim)]
+    along = names.index(axis) if axis else value.ndim - 1
+    first = names.index("batch") if "batch" in names else 0
+    order = [first, *(place for place in range(value.ndim) if place not in (along, first)), along]
+    shaped = rows.view([value.shape[place] for place in order])
+    return shaped.permute([order.index(place) for place in range(value.ndim)])

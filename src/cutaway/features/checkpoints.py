@@ -1,4 +1,4 @@
-"""Training that can stop at any moment and go on exactly: one safetensors file, written whole, with its plan as JSON."""
+"""Training that can stop at any moment and go on exactly: a safetensors file, written whole, with its plan as JSON."""
 
 from __future__ import annotations
 

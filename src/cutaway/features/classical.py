@@ -38,7 +38,7 @@ def fit_dictionary(
     """
     if kind not in KINDS:
         raise InputError(f"There is no classical decomposition '{kind}'; there is {', '.join(KINDS)}.")
-    method, most = KINDS[kind], min(latents, len(rows))
+    method = KINDS[kind]
     values = rows.sample(samples, seed=seed)
     value = concatenated(values, tuple(values))
     count, width = value.shape
@@ -49,7 +49,7 @@ def fit_dictionary(
             f"'{kind}' finds at most as many latents as a row has numbers ({width}), and {latents:,} were asked for; "
             "ask for fewer, or take 'sparse-coding' or 'k-means'."
         )
-    if count < latents or most < latents:
+    if count < latents:
         raise InputError(f"{count:,} rows cannot give {latents:,} latents; give more rows or ask for fewer latents.")
     if method.positive and bool((value < 0).any()):
         raise InputError(
@@ -57,13 +57,12 @@ def fit_dictionary(
             "are; take a site after a ReLU, or 'sparse-coding', which has no such limit."
         )
     found = method.fit(value.double().numpy(), latents, k or max(width // 16, 1), seed)
-    total, energy = 0, 0.0
-    made = []
-    for codes, part in found.reconstructions(value):
-        made.append(part)
-        total += len(codes.latents)
-    energy = float(value.norm(dim=1).mean())
-    reference = {"l0": total / count, "fvu": fvu(value, torch.cat(made)), "norm": energy, "rows": count}
+    pieces = list(found.reconstructions(value))
+    reference = {
+        "l0": sum(len(codes.latents) for codes, _ in pieces) / count,
+        "fvu": fvu(value, torch.cat([part for _, part in pieces])),
+        "norm": float(value.norm(dim=1).mean()), "rows": count,
+    }  # fmt: skip
     training = {"method": kind, "seed": seed, "samples": count, "latents": latents, "k": found.k}
     return found.but(
         card=Card(

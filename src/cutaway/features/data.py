@@ -66,9 +66,9 @@ def data_of(
 ) -> Data:
     """A data set from what a person has.
 
-    `given`: a list of texts; one text, or the Path of a text file (running text, cut into contexts of `context` tokens)
+    `given`: a list of texts; one text, or the path of a text file (running text, cut into contexts of `context` tokens)
     or of a .json or .jsonl file with a list of texts; a tensor or array [examples, ...], a tuple of them (arguments) or
-    a dict (keywords); the Path of a .npy, .npz or .safetensors file of them; an iterable of batches (a tensor, a tuple
+    a dict (keywords); the path of a .npy, .npz or .safetensors file of them; an iterable of batches (a tensor, a tuple
     of arguments, of which the last may be a dict of keywords, or such a dict), or a function that gives one. `limit`:
     so many examples at most. Raises InputError, FormatError.
     """
@@ -76,6 +76,8 @@ def data_of(
         if value is not None and (type(value) is not int or value < 1):
             raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
     told: dict[str, Any] = {}
+    if isinstance(given, str) and len(given) < 1024 and "\n" not in given and Path(given).is_file():
+        given = Path(given)
     if isinstance(given, Path):
         given, told = _read(given), {"file": str(given)}
     if isinstance(given, np.ndarray):

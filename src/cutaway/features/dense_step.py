@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from .architectures import sizes
@@ -17,8 +17,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class StepReport(NamedTuple):
-    """What a step found, before it changed anything: the squared error of a row on average, the fraction of the variance
-    that it is (both lower is better), latents that fire on a row, and which fired (or on how many rows)."""
+    """What a step found, before it changed anything: the squared error of a row on average, the fraction of the
+    variance that it is (both lower is better), latents that fire on a row, and which fired (or on how many rows)."""
 
     loss: float
     fvu: float
@@ -30,8 +30,8 @@ class Step(Protocol):
     """A way to train: it holds weights and all else that training changes."""
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Any:
-        """One step on rows [rows, d_in] and what is to be written [rows, d_out], centred and scaled; gives a report with
-        what StepReport has."""
+        """One step on rows [rows, d_in] and what is to be written [rows, d_out], centred and scaled; gives a report
+        with what StepReport has."""
 
     def weights(self) -> dict[str, Tensor]:
         """The weights as they are."""
@@ -108,7 +108,7 @@ class DenseStep:
         decoder.grad.sub_(along * normal)
 
     def _steer(self, l0: float) -> None:
-        """Change the penalty's weight so that L0 goes to k: its logarithm follows how far off L0 is, at once and added up.
+        """Change the penalty's weight so that L0 goes to k: its logarithm follows what L0 is off by, at once and summed.
 
         Where training starts far from k, the aim goes there over its first part.
         """
@@ -116,7 +116,7 @@ class DenseStep:
         start = math.log(max(self.options["first_l0"], 1e-3) / self.k)
         aim = max(0.0, 1 - done / max(self.options["approach"] * self.steps, 1)) * start
         off = max(-1.0, min(1.0, math.log(max(l0, 1e-3) / self.k) - aim))
-        level += off * min(self.options["steering"], 40 / self.steps)
+        level += off * min(self.options["steering"] / self.steps, 0.1)
         self.steering = torch.tensor([level, level + self.options["firmness"] * off, done + 1], dtype=torch.double)
 
     def weights(self) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from .card import Card
 from .codes import PIECE, Codes, rule_named
+from .sparse_codes import searched
 from .solvers import SOLVERS
 
 _FLOOR = 1e-5  # added to spreads, so that a constant row is no division by zero
@@ -148,6 +149,8 @@ class Dictionary:
 
     def codes(self, value: Float[Tensor, "rows d_in"]) -> Codes:
         """The coordinates by row, of which only those that are not zero are kept; bounded in memory."""
+        if (found := self._searched(value)) is not None:
+            return found
         step = max(PIECE // max(self.latents, 1), 1)
         pieces = [Codes.of(self.encode(value[start : start + step])) for start in range(0, max(len(value), 1), step)]
         return Codes.joined(pieces)
@@ -160,6 +163,19 @@ class Dictionary:
             codes = self.codes(part)
             made = codes.decode(self.weights["decoder"]) + self._constant()
             yield codes, made.to(value.dtype) + self.rest(part)
+
+    def _searched(self, value: Float[Tensor, "rows d_in"]) -> Codes | None:
+        """The coordinates by row without a full table, or None where that cannot be."""
+        encoder = self.weights["encoder"]
+        if value.shape[-1] != self.width or value.dtype != encoder.dtype:
+            return None
+        rows = self._normalised(value)
+        rows = rows - self.weights["center"] if "center" in self.weights else rows
+        bias = self.weights.get("encoder_bias", encoder.new_zeros(self.latents))
+        found = searched(rows, encoder, bias, self.activation, self.k, self.extra)
+        if found is None or not self.per_row:
+            return found
+        return replace(found, values=found.values * self._spread(value)[1].view(-1)[found.rows])
 
     # ---- normalisation
 

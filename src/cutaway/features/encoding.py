@@ -13,6 +13,7 @@ from ..run.attached import splice_of
 from ..run.splice import Attachment, Encoding
 from ..run.trace import Trace
 from ..site import Site
+from .card import Place
 from .codes import rule_named
 from .dictionary import Dictionary
 from .solvers import SOLVERS
@@ -24,9 +25,10 @@ def attachment_of(
     basis: Basis, site: str | Sequence[str] | None = None, *, name: str = "", axis: str = ""
 ) -> Attachment:
     """A basis at its place, with all of its latents. Raises InputError where no place is known, or none that fits."""
+    reads: tuple[Place, ...] = ()
+    writes: tuple[Place, ...] = ()
     if isinstance(basis, Directions):
-        widths = [basis.vectors.shape[-1]] * 2
-        count, reads, writes = len(basis.vectors), (), ()
+        widths, count = [basis.vectors.shape[-1]] * 2, len(basis.vectors)
     elif isinstance(basis, Dictionary):
         reads, writes = basis.card.reads, basis.card.writes
         widths, count = [basis.width, basis.out_width], basis.latents
@@ -70,7 +72,9 @@ def with_latents(what: Attachment, latents: Sequence[int]) -> Attachment:
         raise InputError(f"No latent of '{what.name}' is told apart (none is active, perhaps); give at least one.")
     if odd := [latent for latent in chosen if not 0 <= latent < what.count]:
         raise InputError(f"'{what.name}' has {what.count:,} latents, so there is no {odd[0]}.")
-    fields = {key: getattr(what, key) for key in ("name", "reads", "writes", "axis", "widths", "count", "whole", "basis")}
+    fields = {
+        key: getattr(what, key) for key in ("name", "reads", "writes", "axis", "widths", "count", "whole", "basis")
+    }
     return Attachment(**fields, latents=chosen, some=encoding_of(what.basis, torch.tensor(chosen)))
 
 
@@ -97,10 +101,10 @@ def encoding_of(basis: Basis, chosen: Tensor | None) -> Encoding:
     matrix, competes = weights["encoder"][picked], not alone and chosen is not None
 
     def ruled(pre: Tensor, *rows: Tensor) -> Tensor:
-        if not competes:
+        if not competes or chosen is None:
             return rule(pre, basis.k, extra)
         whole = basis.pre_activations(rows[0]).to(pre.dtype)
-        return rule(whole.index_copy(-1, picked, pre), basis.k, extra)[..., picked]
+        return rule(whole.index_copy(-1, chosen, pre), basis.k, extra)[..., chosen]
 
     return Encoding(encode, decoder[picked], constant, matrix, offset[picked], ruled, competes)
 

@@ -63,7 +63,7 @@ def evaluate_dictionary(
     scikit-learn or a matching SciPy and it is missing.
     """
     reads, writes = _ends(dictionary, rows)
-    dictionary = dictionary.but(card=dictionary.card.but(reads=reads, writes=writes))
+    dictionary = dictionary.to("cpu").but(card=dictionary.card.but(reads=reads, writes=writes))
     values = rows.sample(2 * samples, seed=seed)
     read, written = (concatenated(values, tuple(place.site for place in places)) for places in (reads, writes))
     written = read if reads == writes else written
@@ -162,7 +162,7 @@ def _labelled(
     """Sparse probes, absorption and splitting, of the dictionary, the controls, the neurons and all raw values."""
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].sort().values
     examples = _example_of(rows, picked)
-    given = {name: _by_row(name, torch.as_tensor(label), rows, picked, examples) for name, label in labels.items()}
+    given = {name: _by_row(name, label, rows, picked, examples) for name, label in labels.items()}
     concepts = Concepts.of(given, seed=seed, groups=examples)
     read, written = (_numbered(rows, places, picked) for places in (dictionary.card.reads, dictionary.card.writes))
     table = {OWN: dictionary, **others, "neurons": identity_dictionary(dictionary.width)}
@@ -200,8 +200,12 @@ def _example_of(rows: Rows, picked: Tensor) -> Tensor | None:
     return found
 
 
-def _by_row(name: str, label: Tensor, rows: Rows, picked: Tensor, examples: Tensor | None) -> Tensor:
+def _by_row(name: str, given: Any, rows: Rows, picked: Tensor, examples: Tensor | None) -> Tensor:
     """Labels of the picked rows, from labels of all rows or of all examples."""
+    try:
+        label = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The labels of '{name}' are no numbers; give true and false or classes.") from error
     if len(label) == len(rows):
         return label[picked]
     if examples is not None and len(label) > int(examples.max()):

@@ -58,7 +58,8 @@ class Fit:
         """As JSON-able data."""
         return {**asdict(self), "note": self.note}
 
-    __str__ = lambda self: self.note or f"The dictionary at '{self.site}' fits."  # noqa: E731
+    def __str__(self) -> str:
+        return self.note or f"The dictionary at '{self.site}' fits."
 
 
 _WORDS = {"l0": "L0", "fvu": "FVU", "norm": "mean length"}
@@ -95,7 +96,7 @@ def fit_on(what: Attachment, trace: Trace) -> Fit:
     reads, writes = (_rows(what, trace, side) for side in ("reads", "writes"))
     measured = measure(dictionary, reads, writes)
     card, net = dictionary.card, trace.net
-    reference = {name: float(card.reference[name]) for name in ("l0", "fvu", "norm") if name in card.reference}
+    reference = {name: float(card.reference[name]) for name in _WORDS if name in card.reference}
     off = figures_off(measured, reference)
     places = [(place, site) for place, site in zip(card.reads + card.writes, what.reads + what.writes, strict=False)]
     moved = [

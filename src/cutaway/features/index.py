@@ -76,7 +76,8 @@ def build_index(
         "schema": SCHEMA, "version": VERSION, "sites": [place.site for place in dictionary.card.reads],
         "kind_of_dictionary": dictionary.kind, "hash": _hash(made / "dictionary.safetensors"),
         "network": "" if net is None else net.fingerprint, "name": dictionary.card.network if net is None else net.name,
-        "data": seen.manifest, "vocabulary": _vocabulary(net, seen, facts["kind"]),
+        "source": "" if net is None else net.source, "data": seen.manifest,
+        "vocabulary": _vocabulary(net, seen, facts["kind"]),
         "classes": None if classes is None else [int(one) for one in classes[0]],
         "class_names": [] if classes is None else list(classes[1]),
         "words": None if words is None else words.facts(),
@@ -142,7 +143,7 @@ class LatentIndex:
         from ..formats import open_checkpoint
 
         checkpoint = open_checkpoint(path)
-        inputs = checkpoint.read("inputs")
+        inputs = np.asarray(checkpoint.read("inputs"))
         if dtype and str(inputs.dtype) != dtype:
             raise FormatError(f"The examples in '{self.folder}' are damaged; build the index again.")
         return {**starts, "inputs": inputs}
@@ -315,7 +316,7 @@ class LatentIndex:
         first; or, of one latent, [rows]}. Raises InputError for a network other than the index's."""
         if self.facts["network"] and net.fingerprint != self.facts["network"]:
             raise InputError(f"The index was made with another network than '{net.name}'; open that one.")
-        seen = watch(net, inputs, places=self.dictionary.card.reads)
+        seen = watch(net, inputs)
         found = []
         for part in seen.parts(self.facts["sites"]):
             with torch.no_grad():

@@ -18,12 +18,12 @@ from ..errors import InputError
 from .grounds import Ground, example_ground, index_ground
 from .label_test import Score, detection
 from .rule_search import best_set, f1, find_rule
-from .rules import Rule, Test
+from .rules import Condition, Rule
 
 if TYPE_CHECKING:
     from .index import LatentIndex
 
-THRESHOLD = 0.1  # of a latent's largest activation, above which it counts as firing
+THRESHOLD = 0.25  # of a latent's largest activation, above which it counts as firing
 MOST_ROWS = 60_000  # of training and of held-out examples each
 OTHERS = 20  # latents that a rule is tried on as a control
 _FEWEST = 5  # firings in each half
@@ -167,10 +167,10 @@ def _controls(
         tokens = parts.train.tokens[parts.train.here]
         every, hits = (np.bincount(tokens[mask], minlength=parts.train.width) for mask in (train | True, train))
         best = int(np.argmax(2 * hits / np.maximum(every + train.sum(), 1)))
-        found["best single token"] = f1(Test("token", (best,)).holds(parts.test), test)
+        found["best single token"] = f1(Condition("token", (best,)).holds(parts.test), test)
         best_words = best_set(tokens, train, np.ones_like(train), parts.train.width)
         found["best set of tokens"] = (
-            f1(Test("token", tuple(best_words)).holds(parts.test), test) if best_words else 0.0
+            f1(Condition("token", tuple(best_words)).holds(parts.test), test) if best_words else 0.0
         )
     alive = np.flatnonzero((index.fired >= 2 * _FEWEST) & (np.arange(len(index)) != latent))
     others = generator.choice(alive, min(OTHERS, len(alive)), replace=False)

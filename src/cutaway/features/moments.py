@@ -212,3 +212,28 @@ def _rows(spot: Spot, value: Tensor, count: int) -> Value:
     others = [place for place in range(value.ndim) if place not in (batch, vector, *heads)]
     rows = value.permute(batch, *others, *heads, vector).flatten(-1 - len(heads))
     return Value(rows, tuple(axes[place] for place in others), axis)
+
+
+def of_one_moment(values: Mapping[str, Value], skip_first: int = 0) -> dict[str, Value]:
+    """The values without the first positions of each example. Raises InputError where row i of two sites would not be
+    of one moment, or no position is left."""
+    found = {site: _skipped(site, value, skip_first) if skip_first else value for site, value in values.items()}
+    sizes = {site: tuple(value.rows.shape[1:-1]) for site, value in found.items()}
+    first, *others = sizes
+    if odd := [site for site in others if sizes[site] != sizes[first]]:
+        one, two = (" × ".join(map(str, sizes[site])) or "1" for site in (first, odd[0]))
+        raise InputError(
+            f"'{first}' has {one} rows an example and '{odd[0]}' {two}, and row i of every site must be of one moment; "
+            "collect them into folders of their own."
+        )
+    return found
+
+
+def _skipped(site: str, value: Value, count: int) -> Value:
+    if "pos" not in value.grid:
+        raise InputError(f"'{site}' has no positions, so none can be left out; drop skip_first.")
+    axis = 1 + value.grid.index("pos")
+    length = value.rows.shape[axis]
+    if length <= count:
+        raise InputError(f"'{site}' has {length} positions, and skip_first={count} leaves none.")
+    return value._replace(rows=value.rows.narrow(axis, count, length - count))

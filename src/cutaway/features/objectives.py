@@ -1,8 +1,8 @@
 """What each rule minimises in training: one function a rule, all dense and by autograd, with their papers.
 
 Values are centred and scaled, decoder rows have size one (see architectures.sizes), so that a penalty on activations is
-the penalty weighted by decoder norms. The error is squared, summed over a row's numbers, and the mean over rows; penalties
-are in units of the mean squared length of the rows, so that their weights mean the same for any width.
+the penalty weighted by decoder norms. The error is squared, summed over a row's numbers, and the mean over rows;
+penalties are in units of the mean squared length of the rows, so that their weights mean the same for any width.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def _gated(weights: Weights, x: Tensor, y: Tensor, aim: Aim) -> Outcome:
 
 
 class _Jump(torch.autograd.Function):
-    """Activations above a threshold, and whether they are; the threshold's gradient by a straight-through estimate with a
-    rectangle of some bandwidth (Rajamanoharan et al. 2024, eq. 11 and 12)."""
+    """Activations above a threshold, and whether they are; the threshold's gradient by a straight-through estimate with
+    a rectangle of some bandwidth (Rajamanoharan et al. 2024, eq. 11 and 12)."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, width: float) -> tuple[Tensor, Tensor]:
@@ -170,9 +170,9 @@ def _thresholds(pre: Tensor, k: float) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a rule is trained. `activation` is the dictionary's rule afterwards, `controlled`: L0 follows from the penalty,
-    so that its weight is steered; `own`: weights that it has beside encoder and decoder, from the first pre-activations
-    and k."""
+    """How a rule is trained. `activation` is the dictionary's rule afterwards, `controlled`: L0 follows from the
+    penalty, so that its weight is steered; `own`: weights that it has beside encoder and decoder, from the first
+    pre-activations and k."""
 
     objective: Objective
     activation: str

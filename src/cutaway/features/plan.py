@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "aux_k": None,  # dead latents that take part in it for a row
     "wake": 0.1,  # weight of the pre-activation loss of dead latents, for rules without AuxK
     "penalty": 0.1,  # first weight of the sparsity penalty, which is then steered so that L0 goes to k
-    "steering": 0.02,  # how fast: change of its logarithm in a step where L0 is off by a factor of e
+    "steering": 40.0,  # how fast: what its logarithm would change by in all steps, were L0 off by a factor of e
     "firmness": 1.0,  # and at once
     "approach": 0.2,  # share in which the aimed L0 goes from where it starts to k
     "first_l0": None,  # where that is: half of the latents, and k where thresholds are set to that

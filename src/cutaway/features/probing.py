@@ -20,6 +20,7 @@ from .uncertainty import resampled
 
 KS = (1, 2, 5)
 LEAST = 10  # positive and negative rows that a concept needs on each side of the split
+CLASSES = 256  # that labels may tell apart
 Probe = tuple[np.ndarray, float]  # weights and bias: above zero the concept is there
 
 
@@ -36,8 +37,12 @@ class Concepts:
         each row) are not divided between both sides. Raises InputError when no concept has rows enough."""
         table: dict[str, Tensor] = {}
         for name, given in labels.items():
-            given = torch.as_tensor(given)
             kinds = given.unique().tolist()
+            if given.ndim != 1 or len(kinds) > CLASSES or (given.is_floating_point() and set(kinds) - {0.0, 1.0}):
+                raise InputError(
+                    f"'{name}' has {len(kinds):,} different labels in shape {tuple(given.shape)}; give one of at most "
+                    f"{CLASSES} classes, or true or false, for each row."
+                )
             if given.dtype == torch.bool or set(kinds) <= {0, 1}:
                 table[name] = given.bool()
             else:

@@ -22,9 +22,7 @@ def sampled_products(
 ) -> Float[Tensor, "entries"]:
     """Of each row, its products with the latents that are picked for it, in full precision."""
     zeros = rows.new_zeros(len(picked))
-    with (
-        warnings.catch_warnings()
-    ):  # that they are in beta, and that offsets are trusted
+    with warnings.catch_warnings():  # that they are in beta, and that offsets are trusted
         warnings.simplefilter("ignore", UserWarning)
         pattern = torch.sparse_csr_tensor(offsets, picked, zeros, (len(rows), len(latents)), check_invariants=False)
         return torch.sparse.sampled_addmm(pattern, rows, latents.T, beta=0.0).values()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class _State:
     constant: Tensor
     gram: Tensor
     usage: Tensor
+    within: Tensor = field(default_factory=lambda: torch.zeros(0))
+    within_on: Tensor = field(default_factory=lambda: torch.zeros(0))
+    floor: float = 0.0
 
 
 def recover_dictionary(
@@ -71,6 +74,8 @@ def recover_dictionary(
         if state is None:
             state = _first(x, latents, seed)
         error = _step(state, x, k, number / steps, rate)
+        if KICKS and any(number == int(kick * steps) for kick in KICKS):
+            _untangle(state)
         if number % RENEWED == RENEWED // 2 and number < 0.8 * steps:
             _renew(state, x, error)
         if progress is not None:
@@ -116,9 +121,15 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     """One step: codes of the rows, then a step of Newton's method towards the directions that fit them best. Gives what
     was left unexplained before it."""
     latents = len(state.atoms)
-    most = k * (FIRST + (REACH - FIRST) * min(done / GROWN, 1.0))
+    most = k * (FIRST + (REACHT - FIRST) * min(done / GROWN, 1.0))
     centred = x - state.constant
     codes = _dense(*pursue(centred @ state.atoms.T, state.atoms, max(round(most), 1)), latents)
+    if TH:
+        count = round(k * len(x))
+        values = codes[codes > 0]
+        now = float(values.topk(count).values[-1]) if len(values) > count else 0.0
+        state.floor = max(0.9 * state.floor + 0.1 * now, 0)
+        codes = codes * (codes > TH * state.floor)
     left = centred - codes @ state.atoms
     known = torch.cat([codes, codes.new_ones(len(codes), 1)], 1)
     gram = known.T @ known / len(x)
@@ -129,8 +140,38 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     move = torch.linalg.solve(damped, known.T @ left / len(x), left=True)
     rate *= min((1 - done) / 0.3, 1.0)
     state.atoms = functional.normalize(state.atoms + rate * move[:-1], dim=1)
+    _apart(state)
     state.constant = state.constant + rate * move[-1]
     return left
+
+
+KICKS = (0.3, 0.4, 0.5, 0.6, 0.7)
+TH = 1.0
+COH = 4.0
+REACHT = 1.5
+MOST = 6
+
+
+def _untangle(state: _State) -> None:
+    cosines = state.atoms @ state.atoms.T
+    near = (cosines > COH / state.atoms.shape[1] ** 0.5) & (state.usage > state.usage[:, None])
+    score = torch.where(near, cosines, 0.0)
+    if len(state.within):
+        old = torch.zeros_like(score).scatter_(1, state.within, (state.within_on > 0).float())
+        score = torch.maximum(score, old * (state.usage > state.usage[:, None]))
+    best = score.topk(min(MOST, len(score)), dim=1)
+    state.within, state.within_on = best.indices, best.values
+    _apart(state)
+
+
+def _apart(state: _State) -> None:
+    if not len(state.within):
+        return
+    for _ in range(2):
+        others = state.atoms[state.within] * (state.within_on > 0)[..., None]
+        gram = others @ others.mT + 1e-3 * torch.eye(others.shape[1])
+        share = torch.linalg.solve(gram, (others @ state.atoms[..., None]))
+        state.atoms = functional.normalize(state.atoms - (others.mT @ share)[..., 0], dim=1)
 
 
 def _renew(state: _State, x: Tensor, left: Tensor) -> None:
@@ -142,6 +183,8 @@ def _renew(state: _State, x: Tensor, left: Tensor) -> None:
     worst = left.norm(dim=1).topk(len(dead)).indices
     state.atoms[dead] = functional.normalize(left[worst], dim=1)
     state.usage[dead] = state.usage.mean()
+    if len(state.within):
+        state.within_on[dead] = 0
     size = state.gram.diagonal()[:-1].mean()
     state.gram[dead], state.gram[:, dead] = 0, 0
     state.gram[dead, dead] = size

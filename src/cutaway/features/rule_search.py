@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .grounds import Ground
-from .rules import Rule, Test
+from .rules import Condition, Rule
 
 LEAST = 0.001  # price of a test or a value, in F1, however much there is to say
 _CHOICE = 100  # tests among which one is chosen, about
@@ -23,12 +23,12 @@ CLAUSES, TESTS, BEAM = 4, 3, 3
 _REACHES = (8, 32, 0)
 _SAMPLE = 1500  # rows of each side whose contexts are compared
 _BINS = 16
-Found = tuple[Test, np.ndarray]
+Found = tuple[Condition, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class _Clause:
-    tests: tuple[Test, ...]
+    tests: tuple[Condition, ...]
     mask: np.ndarray
     value: float
 
@@ -48,7 +48,7 @@ class Prices:
         each = (np.log2(_CHOICE), np.log2(max(ground.width if ground.is_text else _BINS, 2)))
         return Prices(*(max(float(one / max(bits, 1.0)), LEAST) for one in each))
 
-    def cost(self, tests: Iterable[Test]) -> float:
+    def cost(self, tests: Iterable[Condition]) -> float:
         """The price of some tests."""
         return sum(
             self.test + self.value * len(test.values) * (test.at if test.what == "ngram" else 1) for test in tests
@@ -136,10 +136,10 @@ def _token_sets(ground: Ground, wanted: np.ndarray, within: np.ndarray, price: f
     for offset in (0, -1, -2, -3):
         tokens = ground.at(offset)
         if chosen := best_set(tokens, wanted, within, ground.width, price):
-            test = Test("token", tuple(chosen), offset)
+            test = Condition("token", tuple(chosen), offset)
             yield test, test.holds(ground)
             if len(chosen) > 1:  # the first alone, of which a conjunction may make more
-                test = Test("token", tuple(chosen[:1]), offset)
+                test = Condition("token", tuple(chosen[:1]), offset)
                 yield test, test.holds(ground)
 
 
@@ -152,7 +152,7 @@ def _ngrams(ground: Ground, wanted: np.ndarray, within: np.ndarray, price: float
         if chosen:
             powers = ground.width ** np.arange(length - 1, -1, -1)
             values = [" ".join(str(known[one] // power % ground.width) for power in powers) for one in chosen]
-            test = Test("ngram", tuple(values), length)
+            test = Condition("ngram", tuple(values), length)
             yield test, test.holds(ground)
 
 
@@ -160,7 +160,7 @@ def _properties(ground: Ground, wanted: np.ndarray, within: np.ndarray) -> Itera
     for offset in (0, -1):
         for name in ground.properties:
             for negated in (False, True):
-                test = Test("property", (name,), offset, negated)
+                test = Condition("property", (name,), offset, negated)
                 yield test, test.holds(ground)
     if not len(ground.vocabulary):
         return
@@ -171,7 +171,7 @@ def _properties(ground: Ground, wanted: np.ndarray, within: np.ndarray) -> Itera
         word = ground.word(token).strip()
         for length in (1, 2, 3):
             if len(word) > length:
-                for test in (Test("prefix", (word[:length],)), Test("suffix", (word[-length:],))):
+                for test in (Condition("prefix", (word[:length],)), Condition("suffix", (word[-length:],))):
                     yield test, test.holds(ground)
 
 
@@ -186,9 +186,9 @@ def _contexts(ground: Ground, wanted: np.ndarray, within: np.ndarray, seed: int)
         share = [_share(ground, rows, reach or 64) for rows in drawn]
         order = np.argsort(-(share[0] - share[1]), kind="stable")[:4]
         for count in (1, 2, 4):
-            test = Test("contains", tuple(int(token) for token in order[:count]), reach)
+            test = Condition("contains", tuple(int(token) for token in order[:count]), reach)
             yield test, test.holds(ground)
-        test = Test("contains", (int(np.argmax(share[1] - share[0])),), reach, True)
+        test = Condition("contains", (int(np.argmax(share[1] - share[0])),), reach, True)
         yield test, test.holds(ground)
 
 
@@ -212,7 +212,7 @@ def _positions(ground: Ground, wanted: np.ndarray, within: np.ndarray) -> Iterat
     ends = {(0, 0), (int(there.min()), int(there.max())), (int(np.median(there)),) * 2}
     low, high = (int(one) for one in np.quantile(there, [0.05, 0.95]))
     for begin, end in sorted(ends | {(low, high)}):
-        test = Test("position", (begin, end))
+        test = Condition("position", (begin, end))
         yield test, test.holds(ground)
 
 
@@ -220,7 +220,7 @@ def _classes(ground: Ground, wanted: np.ndarray, within: np.ndarray, price: floa
     if ground.kind.max(initial=-1) < 0:
         return
     if chosen := best_set(ground.kind, wanted, within, int(ground.kind.max()) + 1, price):
-        test = Test("class", tuple(chosen))
+        test = Condition("class", tuple(chosen))
         yield test, test.holds(ground)
 
 
@@ -239,5 +239,5 @@ def _limits(ground: Ground, wanted: np.ndarray, within: np.ndarray) -> Iterator[
         under = (np.searchsorted(hits, edges, "left"), np.searchsorted(every, edges, "left"))
         for what, (good, said) in (("above", over), ("below", under)):
             at = int(np.argmax(2 * good / np.maximum(said + total, 1)))
-            test = Test(what, (name, float(edges[at])))
+            test = Condition(what, (name, float(edges[at])))
             yield test, test.holds(ground)

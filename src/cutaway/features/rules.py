@@ -18,7 +18,7 @@ MOST_WORDS = 8  # of a set of tokens that are written out
 
 
 @dataclass(frozen=True)
-class Test:
+class Condition:
     """A condition on a row: `what` is one of TESTS, `at` how far from the row's token it looks (of "contains" how far
     back, 0 for the whole text before it; of "ngram" how many tokens), `values` what it looks for."""
 
@@ -42,7 +42,7 @@ class Test:
         return {"what": self.what, "values": list(self.values), "at": self.at, "negated": self.negated}
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Test:
+    def from_dict(data: dict[str, Any]) -> Condition:
         """The test in data. Raises InputError for data that are none."""
         try:
             what, values, at = data["what"], tuple(data["values"]), int(data.get("at", 0))
@@ -50,14 +50,14 @@ class Test:
             raise InputError(f"{data!r:.80} is no test of a rule.") from error
         if what not in TESTS or not values or not all(isinstance(value, (int, float, str)) for value in values):
             raise InputError(f"{data!r:.80} is no test of a rule; tests are {', '.join(TESTS)}.")
-        return Test(what, values, at, bool(data.get("negated", False)))
+        return Condition(what, values, at, bool(data.get("negated", False)))
 
 
 @dataclass(frozen=True)
 class Rule:
     """Clauses of which one must hold; in a clause, all tests must."""
 
-    clauses: tuple[tuple[Test, ...], ...]
+    clauses: tuple[tuple[Condition, ...], ...]
 
     def holds(self, ground: Ground) -> np.ndarray:
         """[rows]: where the rule holds. Raises InputError for a test that does not fit the ground."""
@@ -91,7 +91,7 @@ class Rule:
         clauses = data.get("any") if isinstance(data, dict) else None
         if not isinstance(clauses, list) or not all(isinstance(clause, list) and clause for clause in clauses):
             raise InputError(f"{data!r:.80} is no rule: it needs a list of clauses called 'any'.")
-        return Rule(tuple(tuple(Test.from_dict(test) for test in clause) for clause in clauses))
+        return Rule(tuple(tuple(Condition.from_dict(test) for test in clause) for clause in clauses))
 
 
 def chosen(tokens: Sequence[Any], width: int) -> np.ndarray:
@@ -101,27 +101,27 @@ def chosen(tokens: Sequence[Any], width: int) -> np.ndarray:
     return found
 
 
-def _property(test: Test, ground: Ground) -> np.ndarray:
+def _property(test: Condition, ground: Ground) -> np.ndarray:
     table = np.zeros(ground.width + 1, bool)
     for name in test.values:
         table[: ground.width] |= ground.properties[name]
     return table[ground.at(test.at)]
 
 
-def _affix(test: Test, ground: Ground) -> np.ndarray:
+def _affix(test: Condition, ground: Ground) -> np.ndarray:
     table = np.zeros(ground.width + 1, bool)
     for affix in test.values:
         table[: ground.width] |= ground.affix(test.what, str(affix))
     return table[ground.at(test.at)]
 
 
-def _number(test: Test, ground: Ground) -> np.ndarray:
+def _number(test: Condition, ground: Ground) -> np.ndarray:
     name, limit = test.values
     value = ground.numbers[name]
     return value > limit if test.what == "above" else value < limit
 
 
-def _ngram(test: Test, ground: Ground) -> np.ndarray:
+def _ngram(test: Condition, ground: Ground) -> np.ndarray:
     wanted = []
     for value in test.values:
         number = 0
@@ -131,7 +131,7 @@ def _ngram(test: Test, ground: Ground) -> np.ndarray:
     return np.isin(ground.ngrams(test.at), wanted)
 
 
-TESTS: dict[str, Callable[[Test, Ground], np.ndarray]] = {
+TESTS: dict[str, Callable[[Condition, Ground], np.ndarray]] = {
     "token": lambda test, ground: chosen(test.values, ground.width)[ground.at(test.at)],
     "ngram": _ngram,
     "property": _property,
@@ -145,7 +145,7 @@ TESTS: dict[str, Callable[[Test, Ground], np.ndarray]] = {
 }
 
 
-def _said(test: Test, word: Callable[[int], str], kinds: Sequence[str]) -> str:
+def _said(test: Condition, word: Callable[[int], str], kinds: Sequence[str]) -> str:
     no = "not " if test.negated else ""
     if test.what in ("above", "below"):
         return f"{no}{test.values[0]} {'>' if test.what == 'above' else '<'} {test.values[1]:.3g}"
@@ -156,7 +156,8 @@ def _said(test: Test, word: Callable[[int], str], kinds: Sequence[str]) -> str:
         return f"the class is {no}" + _either([kinds[k] if 0 <= k < len(kinds) else str(k) for k in test.values])
     if test.what == "contains":
         where = "the text before" if test.at == 0 else f"the {test.at} tokens before"
-        return f"{where} {'do not ' if no else ''}hold {_either([repr(word(token)) for token in test.values])}"
+        verb = ("holds", "does not hold") if test.at == 0 else ("hold", "do not hold")
+        return f"{where} {verb[test.negated]} {_either([repr(word(token)) for token in test.values])}"
     if test.what == "ngram":
         words = [repr("".join(word(int(token)) for token in str(value).split())) for value in test.values]
         return f"the last {test.at} tokens are {no}{_either(words)}"
@@ -174,4 +175,4 @@ def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
 
 
-__all__ = ["PROPERTIES", "TESTS", "Rule", "Test", "chosen"]
+__all__ = ["PROPERTIES", "TESTS", "Rule", "Condition", "chosen"]

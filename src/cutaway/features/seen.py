@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..run.network import Network
-from .card import Place
+from .moments import Sites
 from .store import Activations
 
 KINDS = ("text", "image", "series", "vector")
@@ -60,18 +60,29 @@ class Watched:
     examples: Sequence[Tensor]
     manifest: dict[str, Any] = field(default_factory=dict)
     batch: int = 64
-    places: Mapping[str, Place] = field(default_factory=dict)
 
     def parts(self, sites: Sequence[str]) -> Iterator[Part]:
-        """Rows of some sites; batches are consecutive examples of one shape. Raises what recording raises."""
-        start = 0
+        """Rows of some sites; batches are consecutive examples of one shape, and are run no further than the sites.
+
+        Raises what recording raises, and InputError for sites whose rows are not of the same moments.
+        """
+        read, start = Sites(self.net, sites), 0
         while start < len(self.examples):
             shape, stop = self.examples[start].shape, start + 1
             most = max(1, min(self.batch, _PIECE // max(self.examples[start].numel(), 1)))
             while stop < len(self.examples) and stop - start < most and self.examples[stop].shape == shape:
                 stop += 1
             inputs = torch.stack([self.examples[place] for place in range(start, stop)])
-            yield _part(self.net, inputs, sites, self.places, start)
+            values = {site: value.rows.detach() for site, value in read.values((inputs,), {}, len(inputs)).items()}
+            grids = {tuple(value.shape[:-1]) for value in values.values()}
+            if len(grids) > 1:
+                raise InputError(
+                    f"{' and '.join(sites)} have different positions, so their rows are not of one moment."
+                )
+            grid = grids.pop()
+            places = torch.cartesian_prod(*(torch.arange(size) for size in grid)).view(-1, len(grid))
+            flat = {site: value.flatten(0, -2) for site, value in values.items()}
+            yield Part(flat, places[:, 0] + start, places[:, 1:])
             start = stop
 
 
@@ -115,13 +126,10 @@ def watch(
     inputs: Any,
     *,
     batch: int = 64,
-    places: Sequence[Place] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> Watched:
-    """A network over inputs: texts (of any lengths), a tensor [examples, …] or a sequence of tensors.
-
-    `places` say along which axis a site's vectors lie where that is not plain. Raises InputError for no inputs.
-    """
+    """A network over inputs: texts (of any lengths), a tensor [examples, …] or a sequence of tensors. Raises
+    InputError for no inputs."""
     texts = isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and bool(inputs) and all(isinstance(item, str) for item in inputs)
     )
@@ -132,51 +140,4 @@ def watch(
         examples = list(inputs)
     if not examples:
         raise InputError("There is nothing to look at; give at least one input.")
-    return Watched(net, examples, dict(manifest or {}), batch, {place.site: place for place in places})
-
-
-def _part(net: Network, inputs: Tensor, sites: Sequence[str], places: Mapping[str, Place], first: int) -> Part:
-    trace = net.record(inputs, keep=list(sites))
-    values, found = {}, None
-    for site in sites:
-        axes = trace.locate(site).axes
-        value = trace.value(site).detach()
-        wanted = places[site].axis if site in places else ""
-        rows, shape = as_rows(value, axes, wanted or ("channel" if "channel" in axes else ""), site)
-        if len(shape) and shape[0] != len(inputs):
-            raise InputError(
-                f"'{site}' has {shape[0]} examples where {len(inputs)} were run; its rows belong to no example alone."
-            )
-        if found is not None and shape != found:
-            raise InputError(f"'{site}' has positions {shape[1:]} and the site before it {found[1:]}; they must agree.")
-        values[site], found = rows, shape
-    assert found is not None, "a dictionary reads at least one place"
-    grid = torch.cartesian_prod(*(torch.arange(size) for size in found)).view(-1, len(found))
-    return Part(values, grid[:, 0] + first, grid[:, 1:])
-
-
-def as_rows(value: Tensor, axes: tuple[str, ...], axis: str, site: str) -> tuple[Tensor, tuple[int, ...]]:
-    """(a value as [rows, width] with rows in the order of examples and positions, the sizes of those axes).
-
-    Raises InputError when the value has no axis of that name, or no axis of examples.
-    """
-    names = list(axes) if len(axes) == value.ndim else [str(place) for place in range(value.ndim)]
-    if axis and axis not in names:
-        raise InputError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(names)}.")
-    along = names.index(axis) if axis else value.ndim - 1
-    first = names.index("batch") if "batch" in names else 0
-    if value.ndim < 2 or first == along:
-        raise InputError(f"'{site}' has shape {tuple(value.shape)}, which is no vector for each example.")
-    rest = [place for place in range(value.ndim) if place not in (along, first)]
-    moved = value.permute(first, *rest, along)
-    return moved.reshape(-1, moved.shape[-1]), tuple(moved.shape[:-1])
-
-
-def as_value(rows: Tensor, value: Tensor, axes: tuple[str, ...], axis: str) -> Tensor:
-    """Rows, as `as_rows` gave those of `value`, laid out as a value again."""
-    names = list(axes) if len(axes) == value.ndim else [str(place) for place in range(value.ndim)]
-    along = names.index(axis) if axis else value.ndim - 1
-    first = names.index("batch") if "batch" in names else 0
-    order = [first, *(place for place in range(value.ndim) if place not in (along, first)), along]
-    shaped = rows.view([value.shape[place] for place in order])
-    return shaped.permute([order.index(place) for place in range(value.ndim)])
+    return Watched(net, examples, dict(manifest or {}), batch)

@@ -8,6 +8,7 @@ in step with the folder, and a kill at any moment loses what was not yet a shard
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,6 @@ from ..formats import open_checkpoint
 from ..formats.checkpoint import Checkpoint
 from .data import content
 
-LIMIT = 128 << 20  # bytes of values that a shard holds at most, unless one example alone has more
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
 _PARTIAL = ".partial-"
 _KEY = "cutaway.activations"
@@ -76,7 +76,8 @@ def write_shard(folder: Path, first: int, last: int, rows: int, tensors: Mapping
     partial = folder / f"{_PARTIAL}{os.getpid()}"
     try:
         with partial.open("wb") as file:
-            for part in (struct.pack("<Q", len(text)), text, *(content(p) for name in names for p in tensors[name])):
+            head: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text]
+            for part in itertools.chain(head, (content(piece) for name in names for piece in tensors[name])):
                 digest.update(part)
                 file.write(part)
             file.flush()
@@ -121,7 +122,7 @@ def shard_at(path: Path) -> Shard:
     checkpoint = open_checkpoint(path)
     try:
         told = json.loads(checkpoint.metadata["metadata"][_KEY])
-        found = Shard(path, *(told[name] for name in ("first", "last", "rows")), checkpoint)
+        found = Shard(path, told["first"], told["last"], told["rows"], checkpoint)
         rows = {info.shape[0] for name, info in checkpoint.tensors.items() if name.startswith("values/")}
         examples = checkpoint.tensors["examples/number"].shape
         sound = rows == {found.rows} and examples == (found.last - found.first,)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .codes import PIECE
 from .pursuit import pursue
 
 Solver = Callable[[Tensor, Tensor, int, Mapping[str, Tensor]], Tensor]
@@ -26,9 +27,15 @@ def omp(
     """Orthogonal matching pursuit (Pati et al. 1993): k times the atom nearest to what is left, then least squares on
     the atoms chosen so far."""
     shape, pre = pre.shape, pre.reshape(-1, pre.shape[-1])
+    step = max(PIECE // max(k * atoms.shape[1], 1), 1)
+    parts = [_matched(part, atoms, min(k, len(atoms))) for part in pre.split(step)]
+    return torch.cat(parts).reshape(shape) if parts else torch.zeros_like(pre).reshape(shape)
+
+
+def _matched(pre: Tensor, atoms: Tensor, k: int) -> Tensor:
     chosen = torch.zeros(len(pre), 0, dtype=torch.long, device=pre.device)
     found, left = torch.zeros_like(pre), pre
-    for _ in range(min(k, len(atoms))):
+    for _ in range(k):
         best = left.abs().scatter(1, chosen, -1.0).argmax(1, keepdim=True)
         chosen = torch.cat([chosen, best], 1)
         own = atoms[chosen]
@@ -37,7 +44,7 @@ def omp(
         weights = torch.linalg.solve(gram, pre.gather(1, chosen)[..., None])[..., 0]
         found = torch.zeros_like(pre).scatter(1, chosen, weights)
         left = pre - torch.einsum("rk,rkd->rd", weights, own) @ atoms.T
-    return found.reshape(shape)
+    return found
 
 
 def _descended(pre: Tensor, atoms: Tensor, penalty: float | Tensor, signed: bool) -> Tensor:

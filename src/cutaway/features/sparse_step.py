@@ -48,8 +48,8 @@ class Options:
     `nested` are the sizes of a Matryoshka dictionary's parts, from small to all latents (Bussmann et al. 2025,
     arXiv:2503.17547); its loss is the mean of the parts'. A latent that has not fired for `dead_after` rows is dead:
     dead ones learn to reconstruct the others' error (AuxK, Gao et al. 2024, arXiv:2406.04093), `revive` of them a row
-    at most (default: half the width), on the first eighth of the batch, with `weight`. `precision` is that of the search
-    for the latents that fire, by default the fastest one here; values are in single precision for any.
+    at most (default: half the width), on the first eighth of the batch, with `weight`. `precision` is that of the
+    search for the latents that fire, by default the fastest one here; values are in single precision for any.
     """
 
     nested: Sequence[int] = ()
@@ -122,12 +122,12 @@ class SparseStep:
         best = best_codes(x, encoder, bias, self.k, rule=self.rule, precision=self.precision, room=self._room)
         codes, bags, offsets = best.codes, *self._bags(best.codes)
         tails, error = self._errors(codes, offsets, y)
-        loss = float(error.square().sum()) / len(x)
+        loss = float(error.flatten().dot(error.flatten())) / len(x)
         if not loss < float("inf"):
             raise InputError(
                 "The loss is not finite: a row holds a number that is not, or the learning rate is too high."
             )
-        spread = float((y.square().sum() - y.mean(0).square().sum() * len(y)) / len(y))
+        spread = float(y.flatten().dot(y.flatten())) / len(y) - float(y.mean(0).square().sum())
         fired = torch.bincount(codes.latents, minlength=codes.count)
         dead = (self.idle >= self.options.dead_after).nonzero()[:, 0]
         extra = self._revived(dead, x, error) if len(dead) else None

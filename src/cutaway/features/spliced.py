@@ -74,7 +74,9 @@ def spliced(
                 apart.setdefault(variant, []).append(_divergence(output, clean))
     if loss is None:
         raise InputError("There is no input to splice a reconstruction into; give at least one example.")
-    joined = [{key: torch.cat(value).double().numpy() for key, value in table.items()} for table in (found, apart)]
+    joined = [
+        {key: torch.cat(value).double().cpu().numpy() for key, value in table.items()} for table in (found, apart)
+    ]
     return Losses(name, *joined)
 
 
@@ -201,7 +203,7 @@ def _variants(
     there = {place.site: rows_at(clean, place) for place in writes}
 
     def replayed(values: Mapping[str, Tensor]) -> Tensor:
-        laid = [there[site][1](rows.to(there[site][0].dtype)) for site, rows in values.items()]
+        laid = [there[site][1](rows.to(there[site][0])) for site, rows in values.items()]
         edits = [patch(site, value) for part in laid for site, value in part.items()]
         with torch.no_grad():
             return clean.replay(*edits).logits.detach()
@@ -209,7 +211,7 @@ def _variants(
     yield "zero", replayed({site: torch.zeros_like(rows) for site, (rows, _) in there.items()})
     yield "mean", replayed({site: means[site].to(rows).expand_as(rows) for site, (rows, _) in there.items()})
     for name, dictionary in dictionaries.items():
-        made = torch.cat([part for _, part in dictionary.reconstructions(read)])
+        made = torch.cat([part for _, part in dictionary.reconstructions(read.to(dictionary.decoder.device))])
         if any(len(rows) != len(made) for rows, _ in there.values()):
             raise InputError("The places that it reads and writes have different numbers of rows in a run.")
         yield name, replayed(dict(zip(there, made.split([place.width for place in writes], 1), strict=True)))
@@ -223,7 +225,10 @@ def _loss(clean: Trace, metric: Metric | None) -> tuple[str, Callable[[Tensor, T
     if metric is not None:
 
         def own(output: Tensor, trace: Trace) -> Tensor:  # a cutaway.Metric is given the network too
-            return -(metric(output, trace.net) if hasattr(metric, "read") else metric(output)).detach()
+            found = metric(output, trace.net) if hasattr(metric, "read") else metric(output)
+            if not isinstance(found, Tensor) or found.shape != output.shape[:1]:
+                raise InputError(f"The metric must give a tensor with one number for each of {len(output)} examples.")
+            return -found.detach()
 
         return f"minus {getattr(metric, 'name', getattr(metric, '__name__', 'metric'))}", own
     output, given = clean.logits, next(tensors((clean.args, clean.kwargs)), None)

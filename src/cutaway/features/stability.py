@@ -43,10 +43,11 @@ def stability(dictionary: Dictionary, others: Sequence[Dictionary], seed: int = 
             )
     signed = dictionary.activation in _SIGNED
     generator = torch.Generator().manual_seed(seed + _APART)
-    own = dictionary.decoder.float()
-    found = [_compared(own, other.decoder.float(), signed) for other in others]
+    own = dictionary.decoder.float().cpu()
+    found = [_compared(own, other.decoder.float().cpu(), signed) for other in others]
     chance = [_compared(own, torch.randn(other.decoder.shape, generator=generator), signed) for other in others]
-    how = f"decoder directions against {len(others)} other dictionaries of the same place; the interval is their range"
+    most = f" (the first {MOST:,} latents)" if max(len(own), *(other.latents for other in others)) > MOST else ""
+    how = f"decoder directions against {len(others)} other dictionaries of the same place{most}; interval: their range"
     made = []
     for name in found[0]:
         values = [one[name] for one in found]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,16 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import FormatError, InputError
-from ..formats.reading import read_json_file
-from ..formats.writing import write_whole
 from .card import Place
+from .manifest import DTYPES, holds, read_manifest
 from .shards import Shard, damage, listed, shard_at
 
-SCHEMA, VERSION = "cutaway.activations", 1
-MANIFEST = "manifest.json"
 WINDOW = 1 << 30  # bytes among which rows are shuffled
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Example(NamedTuple):
@@ -66,7 +60,7 @@ class Activations:
                 raise FormatError(
                     f"{str(error).rstrip('.')}; collect again with the same arguments to renew it."
                 ) from error
-            if [shard.first, shard.last] != told["examples"] or not _holds(shard, self.manifest):
+            if [shard.first, shard.last] != told["examples"] or not holds(shard, self.manifest):
                 raise FormatError(f"'{path}' is not the shard that the manifest tells of; collect into another folder.")
             self.shards.append(shard)
         self._starts = list(itertools.accumulate((shard.rows for shard in self.shards), initial=0))
@@ -262,63 +256,3 @@ class Examples:
 def open_activations(folder: str | Path) -> Activations:
     """Collected rows in a folder. Raises FormatError, InputError."""
     return Activations(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder. Raises FormatError for one that is missing, damaged, or of a later version."""
-    if not (folder / MANIFEST).is_file():
-        raise FormatError(f"'{folder}' holds no collected activations: it has no {MANIFEST}.")
-    found = read_json_file(folder / MANIFEST)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA or type(found.get("version")) is not int:
-        raise FormatError(f"'{folder / MANIFEST}' is no manifest of collected activations.")
-    if found["version"] > VERSION:
-        raise FormatError(
-            f"'{folder}' was written by a later Cutaway (version {found['version']} of its format, which this one does "
-            "not know); update Cutaway to read it."
-        )
-    if not _whole(found):
-        raise FormatError(f"'{folder / MANIFEST}' is damaged; collect again into another folder.")
-    return found
-
-
-def _whole(found: dict[str, Any]) -> bool:
-    """Whether a manifest has what is read from it."""
-    kinds: dict[str, type] = {
-        "complete": bool, "hash": str, "network": dict, "data": dict, "sites": list, "rows": list, "inputs": list,
-        "dtype": str, "shards": list, "counts": dict, "skip_first": int,
-    }  # fmt: skip
-    return (
-        all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-        and found["dtype"] in DTYPES
-        and isinstance(found["network"].get("fingerprint"), str)
-        and all(
-            isinstance(site, dict) and isinstance(site.get("site"), str) and type(site.get("width")) is int
-            and isinstance(site.get("axis"), str)
-            for site in found["sites"]
-        )
-        and all(
-            isinstance(shard, dict) and isinstance(shard.get("examples"), list) and _plain(shard.get("file"))
-            for shard in found["shards"]
-        )
-    )  # fmt: skip
-
-
-def _holds(shard: Shard, manifest: dict[str, Any]) -> bool:
-    """Whether a shard has the tensors that a manifest tells of."""
-    there = shard.tensors.tensors
-    inputs = [f"inputs/{name}{part}" for name in manifest["inputs"] for part in ("", "/shape")]
-    return all(name in there for name in ("examples/number", "examples/grid", *inputs)) and all(
-        (found := there.get(f"values/{site['site']}")) is not None
-        and (found.shape, found.dtype) == ((shard.rows, site["width"]), manifest["dtype"])
-        for site in manifest["sites"]
-    )
-
-
-def _plain(name: Any) -> bool:
-    """Whether a name leads nowhere but into its folder."""
-    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, whole or not at all. Raises ResourceError."""
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())

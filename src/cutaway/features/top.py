@@ -24,10 +24,12 @@ from ..errors import InputError
 from .codes import Codes
 from .products import offsets_of, sampled_products
 
-_PIECE = 1 << 22  # products that are made at once
+_PIECE = 3 << 20  # products that are made at once
 _MEMBERS = 8  # latents in a group at most
 _BIAS = 8  # columns that the bias is spread over in eight bits, so that it does not spoil the weights' scale
 _CHUNK = 512  # latents that are brought to eight bits at once
+_ROUNDING = {"bfloat16": 2.0**-8, "float32": 2.0**-20}
+_EXPECTED = 2.0  # the largest error that is expected of a product, in what errors are proportional to
 # Candidates beyond k, in k: enough that errors of the precision rarely leave a row unsure.
 _SPARE = {"int8": 0.75, "bfloat16": 0.4, "float32": 0.3}
 
@@ -46,6 +48,7 @@ class Screen:
     scale: Float[Tensor, "groups"]
     reach: float  # what the bias columns of a row hold
     length: float  # of the longest of the encoder's rows
+    shift: float  # the largest bias
 
     @property
     def groups(self) -> int:
@@ -60,7 +63,7 @@ class Screen:
         shaped = found.view(len(rows), -1, self.groups)
         if self.precision != "int8":
             torch.addmm(self.bias, rows.to(kind), self.table.T, out=found)
-            return shaped, torch.ones_like(lengths), lengths
+            return shaped, torch.ones_like(lengths), (lengths * self.length + self.shift) * _ROUNDING[self.precision]
         unit = rows.abs().amax(1).clamp(min=self.reach) / 127
         whole = rows.new_empty(len(rows), self.table.shape[1], dtype=torch.int8)
         width = rows.shape[1]
@@ -81,25 +84,26 @@ def make_screen(
         members *= 2
     groups = -(-latents // members)
     fill = members * groups - latents
-    length = float(encoder.norm(dim=1).max())
+    sizes = reach, float(encoder.norm(dim=1).max()), float(bias.abs().max())
     if precision != "int8":
         kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
         low = torch.finfo(kind).min
         filled = functional.pad(encoder, (0, 0, 0, fill)) if fill else encoder
         shift = functional.pad(bias, (0, fill), value=low).to(kind)
-        return Screen(precision, filled.to(kind), shift, encoder.new_ones(groups), reach, length)
-    shift = functional.pad(bias / (_BIAS * reach), (0, fill))
+        return Screen(precision, filled.to(kind), shift, encoder.new_ones(groups), *sizes)
+    shift = functional.pad(bias / reach, (0, fill))
     largest = torch.cat([encoder[start : start + _CHUNK].abs().amax(1) for start in range(0, latents, _CHUNK)])
-    largest = torch.maximum(functional.pad(largest, (0, fill)), shift.abs())
+    largest = torch.maximum(functional.pad(largest, (0, fill)), shift.abs() / _BIAS)
     scale = largest.view(members, groups).amax(0).clamp(min=1e-30) / 127
     inverse = (1 / scale).repeat(members)
     table = torch.zeros(members * groups, -(-(width + _BIAS) // 8) * 8, dtype=torch.int8, device=encoder.device)
     for start in range(0, latents, _CHUNK):
         part = slice(start, min(start + _CHUNK, latents))
         table[part, :width] = (encoder[part] * inverse[part, None]).round_()
-    table[:, width : width + _BIAS] = (shift * inverse).round_()[:, None]
+    parts = (shift * inverse).round_()[:, None] + torch.arange(_BIAS, device=bias.device)
+    table[:, width : width + _BIAS] = parts.div_(_BIAS).floor_()  # that add up to it
     table[latents:, width : width + _BIAS] = -127
-    return Screen(precision, table, bias, scale, reach, length)
+    return Screen(precision, table, bias, scale, *sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,18 +144,22 @@ def room_for(encoder: Float[Tensor, "latents d"]) -> Int[Tensor, "numbers"]:
     return torch.empty(max(_PIECE, 64 * (len(encoder) + _MEMBERS)), dtype=torch.int32, device=encoder.device)
 
 
+# From the groups' maxima, what a row's errors are proportional to, and how many latents a group has, to floors.
+_Floor = Callable[[Tensor, Tensor, int], Tensor]
+
+
 def _candidates(
-    screen: Screen, rows: Float[Tensor, "rows d"], latents: int, count: int, rule: str, room: Tensor
+    screen: Screen, rows: Float[Tensor, "rows d"], latents: int, floor_of: _Floor, room: Tensor
 ) -> _Candidates:
-    """About `count` candidates a row, found in some rows at a time: the latents above a floor, looked for in the groups
-    whose maxima are above it."""
+    """Candidates, found in some rows at a time: the latents above a floor, looked for in the groups whose maxima are
+    above it."""
     pieces = []
     step = len(room) // len(screen.table)
     for start in range(0, len(rows), step):
         table, unit, error = screen.products(rows[start : start + step], room)
         members, groups = table.shape[1:]
         maxima = table.amax(1).float().mul_(screen.scale).mul_(unit[:, None])
-        floor = _floor_of_all(maxima, count) if rule == "batchtopk" else _floor_of_rows(maxima, count, members)
+        floor = floor_of(maxima, error, members)
         found = _where(maxima > floor[:, None])
         row, group = found // groups, found % groups
         inside = (row * (members * groups) + group)[:, None] + torch.arange(members, device=row.device) * groups
@@ -218,6 +226,51 @@ def _exactly(
             yield row + start, latent, pre[row, latent]
 
 
+def _reach(rows: Float[Tensor, "rows d"]) -> float:
+    """How large the largest number of a typical row is. Raises InputError for a row that is not finite."""
+    largest = torch.maximum(rows.amax(1), -rows.amin(1))
+    if not bool((largest < torch.inf).all()):
+        raise InputError(f"Row {int((~(largest < torch.inf)).nonzero()[0, 0]):,} holds a number that is not finite.")
+    return float(largest.median().clamp(min=1e-30))
+
+
+def _coded(rows: Tensor, latent: Tensor, values: Tensor, count: int, latents: int) -> Codes:
+    """Entries in any order as codes."""
+    key = rows * latents + latent
+    order = (key.int() if count * latents < 1 << 31 else key).argsort()
+    return Codes(offsets_of(rows, count), latent.index_select(0, order), values.index_select(0, order), latents)
+
+
+def codes_above(
+    rows: Float[Tensor, "rows d"],
+    encoder: Float[Tensor, "latents d"],
+    bias: Float[Tensor, "latents"],
+    least: Float[Tensor, "latents"],
+    *,
+    precision: str = "int8",
+    room: Tensor | None = None,
+) -> Codes:
+    """Of rows · encoderᵀ + bias, what exceeds each latent's least. Arguments as of `best_codes`.
+
+    Candidates are what exceeds it less the largest error that is expected; when a larger one is seen, it is expected.
+    """
+    screen = make_screen(encoder, bias - least, _reach(rows), 64, precision)
+    room, expected = room_for(encoder) if room is None else room, _EXPECTED
+    while True:
+        below: _Floor = lambda maxima, error, _: -expected * error  # noqa: E731, B023
+        found = _candidates(screen, rows, len(encoder), below, room)
+        values = _exact_values(rows, encoder, bias, found.rows, found.latents)
+        over = values - least.index_select(0, found.latents)
+        off = (over - found.values).abs_().div_(found.error.index_select(0, found.rows).clamp(min=1e-30))
+        seen = float(off.max()) if len(off) else 0.0
+        if seen <= expected:
+            break
+        expected = 1.5 * seen
+    kept = _where(over > 0)
+    row, latent, values = (entries.index_select(0, kept) for entries in (found.rows, found.latents, values))
+    return _coded(row, latent, values, len(rows), len(encoder))
+
+
 @dataclass(frozen=True, eq=False)
 class Best:
     """The best codes of some rows. `redone` is the fraction of rows that needed full precision; `least` the smallest
@@ -241,18 +294,17 @@ def best_codes(
     """Of rows · encoderᵀ + bias, what is positive among the k largest of each row ("topk", Gao et al. 2024,
     arXiv:2406.04093) or among the k × rows largest of all ("batchtopk", Bussmann et al. 2024, arXiv:2412.06410).
 
-    `precision` is that of the search ("int8", "bfloat16" or "float32"); values are in single precision for any. `room` is what
-    `room_for` gave. Raises InputError for a row that is not finite.
+    `precision` is that of the search ("int8", "bfloat16" or "float32"); values are in single precision for any. `room`
+    is what `room_for` gave. Raises InputError for a row that is not finite.
     """
     latents, count = len(encoder), len(rows)
     k = min(k, latents)
-    largest = rows.abs().amax(1)
-    if not bool((largest < torch.inf).all()):
-        raise InputError(f"Row {int((~(largest < torch.inf)).nonzero()[0, 0]):,} holds a number that is not finite.")
-    reach = float(largest.median().clamp(min=1e-30))
     wanted = k + max(round(k * _SPARE[precision] * (1.0 if rule == "topk" else 0.6)), 8)
-    screen = make_screen(encoder, bias, reach, wanted, precision)
-    found = _candidates(screen, rows, latents, wanted, rule, room_for(encoder) if room is None else room)
+    screen = make_screen(encoder, bias, _reach(rows), wanted, precision)
+    by_row: _Floor = lambda maxima, _, members: _floor_of_rows(maxima, wanted, members)  # noqa: E731
+    of_all: _Floor = lambda maxima, *_: _floor_of_all(maxima, wanted)  # noqa: E731
+    room = room_for(encoder) if room is None else room
+    found = _candidates(screen, rows, latents, by_row if rule == "topk" else of_all, room)
     row, latent = found.rows, found.latents
     values = _exact_values(rows, encoder, bias, row, latent)
     keep, least = _kept(row, values, count, k, rule)
@@ -273,11 +325,8 @@ def best_codes(
         keep, _ = _kept(row, values, count, k, rule)
     kept = _where(keep)
     row, latent, values = row.index_select(0, kept), latent.index_select(0, kept), values.index_select(0, kept)
-    key = row * latents + latent
-    order = (key.int() if count * latents < 1 << 31 else key).argsort()
     smallest = float(values.min()) if len(values) else 0.0
-    codes = Codes(offsets_of(row, count), latent.index_select(0, order), values.index_select(0, order), latents)
-    return Best(codes, len(again) / max(count, 1), smallest)
+    return Best(_coded(row, latent, values, count, latents), len(again) / max(count, 1), smallest)
 
 
 @cache

@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 LOOKED_AT = 1 << 15  # rows from which means and scales are taken, at most
 KEEP_EVERY = 60.0  # seconds between checkpoints
 PROBE = (8, 2048)  # examples that a card keeps, and numbers in them, at most
+_READS = ("encoder", "encoder_bias")
 SPARSE = ("topk", "batchtopk", "matryoshka")
 SPARSE_FROM = 512  # latents from which the sparse step is the faster one
 
@@ -51,14 +52,14 @@ def train_dictionary(
 ) -> Dictionary:
     """A dictionary of `latents` latents, about `k` of which fire on a row, trained on `rows`.
 
-    Kinds are those of architectures.KINDS, `options` those of plan.OPTIONS, such as `lr`, `batch` and `rule`. `reads` and
-    `writes` name places of the rows; needed where there are several. Training sees `samples` rows, by default each at
-    least once; one row in a hundred is kept out, and the card's reference figures come from those. The same seed gives
-    the same weights.
+    Kinds are those of architectures.KINDS, `options` those of plan.OPTIONS, such as `lr`, `batch` and `rule`. `reads`
+    and `writes` name places of the rows; needed where there are several. Training sees `samples` rows, by default each
+    at least once; one row in a hundred is kept out, and the card's reference figures come from those. The same seed
+    gives the same weights.
 
-    With `folder`, the state is kept there every minute and at an interruption, and the same call goes on from it exactly.
-    `progress(stage, done, of)` is told how well it does. Raises InputError for settings that cannot be, for fewer rows
-    than latents, and where training diverges.
+    With `folder`, the state is kept there every minute and at an interruption, and the same call goes on from it
+    exactly. `progress(stage, done, of)` is told how well it does. Raises InputError for settings that cannot be, for
+    fewer rows than latents, and where training diverges.
     """
     plan = planned(rows, latents, k, kind, (reads, writes), samples, seed, options)
     units, first = _looked_at(rows, plan)
@@ -110,8 +111,8 @@ def _stepper(plan: Plan, weights: dict[str, Tensor], variance: float, device: st
 
 
 def _stream(rows: Rows, plan: Plan, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is read and written, batch by batch without end, from the `start`th on. Each pass has the same order, so that
-    its last batches are never seen."""
+    """What is read and written, batch by batch without end, from the `start`th on. Each pass has the same order, so
+    that its last batches are never seen."""
     where = start % plan.in_pass
     while True:
         for number, values in enumerate(rows.batches(plan.batch, seed=plan.seed, skip=where), where):
@@ -193,8 +194,9 @@ def _finished(
 ) -> Dictionary:
     """The dictionary that a training ends with, and its card."""
     weights = {name: tensor.cpu() for name, tensor in step.weights().items()}
-    if RULES[plan.rule].activation == "jumprelu" and "log_threshold" not in weights:
-        weights["log_threshold"] = torch.full((plan.latents,), _threshold(rows, plan, weights, units[0])).log()
+    if RULES[plan.rule].activation == "jumprelu":
+        before = weights.get("log_threshold", torch.zeros(plan.latents))
+        weights["log_threshold"] = before + math.log(_threshold(rows, plan, weights, before.exp(), units[0]))
     found = folded(weights, *units)
     extra = {name: found.pop(name) for name in ("threshold", "scale", "magnitude_bias") if name in found}
     made = Dictionary(plan.kind, RULES[plan.rule].activation, found, round(plan.k), extra)
@@ -202,23 +204,21 @@ def _finished(
     return made.but(card=_card(rows, plan, made, dead, seconds))
 
 
-def _threshold(rows: Rows, plan: Plan, weights: dict[str, Tensor], units: Units) -> float:
-    """What pre-activations must exceed for k latents a row to fire on average, over the first rows."""
+def _threshold(rows: Rows, plan: Plan, weights: dict[str, Tensor], latents: Tensor, units: Units) -> float:
+    """How many times their thresholds pre-activations must be, for k latents a row to fire on average: the same number
+    for all latents, from the first rows of training."""
     best, seen = torch.zeros(0), 0
-    step = max(PIECE // plan.latents, 1)
+    scaled = {name: weights[name] / latents.view(-1, *[1] * (weights[name].ndim - 1)) for name in _READS}
     for x, _ in _stream(rows, plan, 0):
-        for part in units.inside(x).split(step):
+        for part in units.inside(x).split(max(PIECE // plan.latents, 1)):
+            values = linear(scaled, part).flatten()
             seen += len(part)
-            values = linear(weights, part).flatten()
-            values = values[values > (best.min() if len(best) >= plan.k * LOOKED_AT else 0)]
-            best = torch.cat([best, values])
-        most = round(plan.k * seen)
-        if len(best) > 2 * most + 1:
-            best = best.topk(most + 1).values
+            best = torch.cat([best, values[values > 0]])
+            best = best.topk(min(2 * round(plan.k * seen) + plan.latents, len(best)), sorted=False).values
         if seen >= min(LOOKED_AT, plan.in_pass * plan.batch):
             break
-    count = round(plan.k * seen)
-    return float(best.topk(count + 1).values[-1]) if len(best) > count else 0.0
+    count = min(round(plan.k * seen), len(best) - 1)
+    return float(best.topk(count + 1).values[-1]) if count >= 0 else 1.0
 
 
 def _card(rows: Rows, plan: Plan, made: Dictionary, dead: int, seconds: float) -> Card:

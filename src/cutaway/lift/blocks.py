@@ -44,7 +44,7 @@ class Read:
 
 @dataclass
 class Block:
-    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names: h, n, c, u, e, f, or "" for one slot.
+    """One invocation of a nonlinear piece. `mark` is the letter of its slots' names (see AXES), or "" for one slot.
 
     `states` are the chains of states inside it, a value a step. `extra` are further values with a name, `units`
     how many units the block has where its slots do not say.

@@ -80,9 +80,7 @@ class Lifted:
             axis = "neuron" if neurons else "expert" if block.units else AXES.get(block.mark, "")
             count = block.units or (shape[block.slots.axis] if neurons else block.slots.count)
             reads = tuple(dict.fromkeys(read.port for read in block.reads))
-            rows[key] = Component(
-                block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads
-            )
+            rows[key] = Component(block.name, block.kind, self.tape.graph.site(block.write), axis, count, 1, reads)
         if self.unembed is not None:
             site, width = self.unembed
             rows["unembed"] = Component("unembed", "unembedding", site, "vocab", width, 1, ("in",))

@@ -24,7 +24,7 @@ from ..lift.names import stream_of, way_out
 from ..lift.responses import Units, plain_units
 from ..lift.results import attention_out
 from ..run.attached import splice_of
-from ..run.splice import Laid
+from ..run.laid import Laid
 from ..run.trace import Trace
 from .maps import linear_map
 
@@ -116,7 +116,11 @@ def paths(trace: Trace, norm: str, position: int, *, through_norms: bool = False
         splice = splice_of(trace, what, lambda: lifted)
         ends = (splice.reads, what.whole.matrix, "in", readers), (splice.writes, what.whole.decoder, "", writers)
         for places, matrix, port, side in ends:
-            if len(places) == 1 and matrix is not None and (found := _latents(lifted, what.name, places[0], matrix, port)):
+            if (
+                len(places) == 1
+                and matrix is not None
+                and (found := _latents(lifted, what.name, places[0], matrix, port))
+            ):
                 side.append(found)
     return Paths(lifted, frozen, position, tuple(writers), tuple(readers))
 
@@ -161,9 +165,7 @@ def _end(block: Block, port: str, units: Units, joint: Units, slots: int, mark: 
     if block.kind == "mlp":
         slots, mark = total, "n"
     count = slots if mark and total % slots == 0 else 1
-    return End(
-        block.name, port, mark if count > 1 else "", count, total // count, block.kind, block.step, units, joint
-    )
+    return End(block.name, port, mark if count > 1 else "", count, total // count, block.kind, block.step, units, joint)
 
 
 def entrance(flow: Flow, value: int, stream: Iterable[int]) -> int:

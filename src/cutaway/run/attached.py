@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SiteError
-from .splice import LATENTS, SLOTS, Attachment, Splice, Spliced, laid, spliced
+from .laid import laid
+from .splice import LATENTS, SLOTS, Attachment, Splice, Spliced, spliced
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -39,13 +40,14 @@ def with_dictionaries(trace: Trace, outer: Iterable[str], lift: Lift) -> Spliced
     Raises SiteError, InputError where a dictionary cannot be where it is attached.
     """
     wanted = {where for where in outer if where.startswith((LATENTS, SLOTS))}
-    known = {what.name: what for what in trace.net.attachments}
-    chosen = []
-    for key in sorted(wanted):
-        mark = LATENTS if key.startswith(LATENTS) else SLOTS
-        if key.removeprefix(mark) not in known:
-            raise SiteError(f"No dictionary is attached at '{key.removeprefix(mark)}'.")
-        chosen.append((known[key.removeprefix(mark)], mark == SLOTS))
+    chosen = [
+        (what, mark == SLOTS)
+        for what in trace.net.attachments
+        for mark in (LATENTS, SLOTS)
+        if f"{mark}{what.name}" in wanted
+    ]
+    if strange := wanted - {f"{SLOTS if lifted else LATENTS}{what.name}" for what, lifted in chosen}:
+        raise SiteError(f"No dictionary is attached at '{min(strange).partition(':')[2]}'.")
     tape = trace.tape_with(set(outer) - wanted | _inside(trace, [what for what, _ in chosen], lift))
     return spliced(tape, [splice_of(trace, what, lift, lifted) for what, lifted in chosen])
 

@@ -49,7 +49,7 @@ class _Transformers:
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        found = self.tokenizer(text)
+        found = self.tokenizer(text, verbose=False)  # a text is longer than the model takes before it is cut
         return _unpadded(list(found["input_ids"]), found.get("attention_mask"))
 
     def token(self, text: str) -> list[int]:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import InputError, SiteError
 from ..graph import Graph, Op, Value
+from .laid import Laid
 from .structure import Ref, swap
 from .tape import Call, Tape
 
@@ -32,8 +32,8 @@ LATENTS, SLOTS = "latents:", "slots:"  # how addresses of a dictionary's ops beg
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """How a dictionary encodes rows [..., d_in]. Coordinates [..., latents] stand for `coordinates @ decoder` [..., d_out]
-    besides `constant`, what it gives for none.
+    """How a dictionary encodes rows [..., d_in]. Coordinates [..., latents] stand for the rows
+    `coordinates @ decoder + constant` [..., d_out].
 
     Where there is a `matrix` [latents, d_in], `encode` is `rule` after `rows @ matrix.T + offset`. A rule that
     `competes` is given the rows too, for what others make of them counts.
@@ -73,96 +73,6 @@ class Attachment:
         return tuple(dict.fromkeys((*self.reads, *self.writes)))
 
 
-@dataclass(frozen=True)
-class Laid:
-    """Where the vectors of a value lie: along `axis`, after the first axis was unfolded into `fold` if that is not 0.
-
-    `axes` names the axes then. With `heads` a vector is those of all heads side by side, which lie along that axis.
-    """
-
-    value: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    axes: tuple[str, ...]
-    axis: int
-    fold: int = 0
-    heads: int | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the value is rows as it is."""
-        return not self.fold and self.heads is None and self.axis == len(self.shape) - 1 and self.dtype.itemsize > 2
-
-    def rows(self, value: Tensor) -> Tensor:
-        """[..., d]: the vectors on the last axis, in single precision at least."""
-        value = value.unflatten(0, (-1, self.fold)) if self.fold else value
-        if self.heads is None:
-            value = value.movedim(self.axis, -1)
-        else:
-            value = value.movedim((self.heads, self.axis), (-2, -1)).flatten(-2)
-        return value.float() if self.dtype.itemsize <= 2 else value
-
-    def back(self, rows: Tensor) -> Tensor:
-        """Rows as the value lies; in their own precision."""
-        if self.heads is None:
-            value = rows.movedim(-1, self.axis)
-        else:
-            value = rows.unflatten(-1, (-1, self.shape[self.axis])).movedim((-2, -1), (self.heads, self.axis))
-        return value.flatten(0, 1) if self.fold else value
-
-    def put(self, codes: Tensor) -> Tensor:
-        """Codes [..., latents] with latents where the vectors lie, or last where heads are side by side."""
-        return codes if self.heads is not None else codes.movedim(-1, self.axis)
-
-    def taken(self, latents: Tensor) -> Tensor:
-        """`put`, undone."""
-        return latents if self.heads is not None else latents.movedim(self.axis, -1)
-
-    @property
-    def latent_axes(self) -> tuple[str, ...]:
-        """The names of the axes of latents."""
-        if self.heads is None:
-            return tuple("latent" if place == self.axis else name for place, name in enumerate(self.axes))
-        kept = [name for place, name in enumerate(self.axes) if place not in (self.heads, self.axis)]
-        return (*kept, "latent")
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The shape of rows without their last axis."""
-        value = torch.empty(self.flat, device="meta")
-        return tuple(self.rows(value).shape[:-1])
-
-    @property
-    def flat(self) -> tuple[int, ...]:
-        """The value's own shape."""
-        return (self.shape[0] * self.shape[1], *self.shape[2:]) if self.fold else self.shape
-
-
-def laid(site: str, value: Value, axes: tuple[str, ...], fold: int, axis: str, width: int) -> Laid:
-    """Where the vectors of `width` numbers of a value lie: along `axis`, or along the channels, or last.
-
-    Raises SiteError for an axis that is not there, InputError for vectors of another length.
-    """
-    shape = (value.shape[0] // fold, fold, *value.shape[1:]) if fold else value.shape
-    names = axes if len(axes) == len(shape) else tuple(map(str, range(len(shape))))
-    if axis and axis not in names:
-        raise SiteError(f"'{site}' has no axis '{axis}'; its axes are {', '.join(names)}.")
-    if len(shape) < 2 or not value.dtype.startswith(("float", "bfloat")):
-        raise InputError(f"'{site}' is {value.dtype} of shape {value.shape}; a dictionary needs vectors of numbers.")
-    usual = "channel" if "channel" in names else "neuron" if "neuron" in names else names[-1]
-    place = names.index(axis or usual)
-    found = Laid(value.id, shape, getattr(torch, value.dtype), names, place, fold)
-    if shape[place] == width:
-        return found
-    heads = names.index("head") if "head" in names else place
-    if heads != place and shape[place] * shape[heads] == width:
-        return replace(found, heads=heads)
-    raise InputError(
-        f"'{site}' has vectors of {shape[place]} numbers (along its axis '{names[place]}') and the dictionary is for "
-        f"{width}; it belongs elsewhere."
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Splice:
     """One attachment on a tape: `key` begins the addresses of its ops, `told` says whether for lifting."""
@@ -194,7 +104,7 @@ class Spliced:
 def spliced(tape: Tape, splices: Sequence[Splice]) -> Spliced:
     """A copy of a tape with dictionaries put in; values of everything else keep their ids."""
     old = tape.graph
-    waiting = sorted(splices, key=lambda splice: _last_op(old, splice))
+    waiting = sorted(((_behind(old, splice), at) for at, splice in enumerate(splices)))
     modules = [replace(call, counts={}) for call in old.modules]
     graph = Graph([replace(value) for value in old.values], [], modules, list(old.inputs), list(old.outputs))
     new = replace(tape, graph=graph, calls=[], leaves=dict(tape.leaves), kept=dict(tape.kept))
@@ -206,8 +116,8 @@ def spliced(tape: Tape, splices: Sequence[Splice]) -> Spliced:
         if index >= 0:
             shift.append(len(graph.ops))
             _copy(new, old.ops[index], tape.calls[index], after)
-        while waiting and _last_op(old, waiting[0]) == index:
-            splice = waiting.pop(0)
+        while waiting and waiting[0][0] == index:
+            splice = splices[waiting.pop(0)[1]]
             made[splice.key] = _Put(new, splice, after, old.ops[index] if index >= 0 else None).run()
             since |= dict.fromkeys((place.value for place in splice.writes), index)
 
@@ -216,16 +126,24 @@ def spliced(tape: Tape, splices: Sequence[Splice]) -> Spliced:
 
     starts = [*shift, len(graph.ops)]
     for call, was in zip(modules, old.modules, strict=True):
-        call.inputs, call.outputs = seen(was.inputs, was.first), seen(was.outputs, was.last)
-        call.first, call.last = starts[was.first], starts[was.last]
+        call.inputs, call.outputs = seen(was.inputs, was.first), seen(was.outputs, was.last - 1)
+        call.first = starts[was.first]
+        # A module that hands a value on does so before the dictionary behind it, which sees an edit of that.
+        call.last = shift[was.last - 1] + 1 if was.last > was.first else call.first
+    modules[0].last = len(graph.ops)
     graph.outputs = [after.get(value, value) for value in graph.outputs]
     new.inner = tuple(after.get(value, value) for value in tape.inner)
     return Spliced(new, tuple(splices), shift, after, [made[splice.key] for splice in splices])
 
 
-def _last_op(graph: Graph, splice: Splice) -> int:
-    """The op after which all that a dictionary reads and writes is there."""
-    return max(graph.values[place.value].op for place in (*splice.reads, *splice.writes))
+def _behind(graph: Graph, splice: Splice) -> int:
+    """The op behind which a dictionary comes: all that it reads and writes is there, and nobody has read that yet.
+
+    Of a dictionary that writes several values, those read before the last of them is there are read as they are.
+    """
+    last = max(graph.values[place.value].op for place in (*splice.reads, *splice.writes))
+    readers = [op for place in splice.writes for op in graph.users[place.value] if op > last]
+    return min(readers, default=len(graph.ops)) - 1
 
 
 def _copy(tape: Tape, op: Op, call: Call, after: dict[int, int]) -> None:

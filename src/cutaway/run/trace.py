@@ -231,9 +231,7 @@ class Trace:
 
     # ---- changing
 
-    def replay(
-        self, *interventions: Intervention, until: str | Site | Sequence[str | Site] | None = None
-    ) -> Trace:
+    def replay(self, *interventions: Intervention, until: str | Site | Sequence[str | Site] | None = None) -> Trace:
         """The run with interventions, by making again only what they can reach. Gradients flow through it.
 
         `until`: sites to compute instead of the output; the result's output is then the tuple of their values. When the

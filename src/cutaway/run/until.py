@@ -39,7 +39,8 @@ def run_until(net: Network, snapshot: Snapshot, addresses: list[str], *inputs: A
     args, kwargs = net._inputs(inputs, kwargs)
     net.check_weights()
     try:
-        tape, _ = record_tape(net.module, *fresh((args, kwargs)), Kept(addresses, stop=True), None, snapshot)
+        own_args, own_kwargs = fresh((args, kwargs))
+        tape, _ = record_tape(net.module, own_args, own_kwargs, Kept(addresses, stop=True), None, snapshot)
         graph, values = tape.graph, tape.kept
     except Enough as enough:
         graph, values = enough.graph, enough.values
