@@ -112,7 +112,7 @@ def rows(seeds: int, peers: list[str]) -> list[Row]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3 and sys.argv[1] in SIZES:  # SIZE STEPS PEER...
+    if len(sys.argv) > 2 and sys.argv[1] in SIZES:  # SIZE STEPS PEER...
         show(of_size(sys.argv[1], int(sys.argv[2]), 1, 0, sys.argv[3:]), False)
     else:
         show(rows(1, sys.argv[1:]), False)

@@ -19,7 +19,7 @@ def main() -> None:
     decoder /= decoder.norm(dim=1, keepdim=True)
     mean = made[0].mean(0)
     some = made[0][:512] - mean
-    guess = Dictionary("topk", "topk", {"encoder": decoder, "decoder": decoder}, k).reconstruct(some)
+    _, guess = next(Dictionary("topk", "topk", {"encoder": decoder, "decoder": decoder}, k).reconstructions(some))
     encoder = decoder * float((guess * some).sum() / guess.square().sum())  # as long as reconstructs best
     step = SparseStep(encoder, -(encoder @ mean), decoder, mean.clone(), k=k, rule=sys.argv[5])
 

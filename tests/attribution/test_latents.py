@@ -195,3 +195,9 @@ def test_names_of_latents_are_those_that_were_chosen() -> None:
         for latent in (run["resid.2[latent=:]"] != 0).flatten(0, 1).any(0).nonzero()[:, 0].tolist()
     }
     assert set(active.latents) == fired
+    few = attach(case("gpt2").net, net.attachments[0].basis, "resid.2", active=[clean, corrupted], most=3).attachments[
+        0
+    ]
+    basis = net.attachments[0].basis
+    apart = (clean["resid.2[latent=:]"] - corrupted["resid.2[latent=:]"]).abs().sum((0, 1)) * basis.decoder.norm(dim=1)
+    assert set(few.latents) == set(apart.topk(3).indices.tolist())

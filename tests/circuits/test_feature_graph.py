@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 from graphs import WIDTH, exact_transcoder, gpt2, ids, llama, random_dictionary, shaken, transcoders
 from torch import Tensor, nn
 
@@ -96,7 +95,9 @@ def test_effects_are_those_of_plain_autograd_with_patterns_and_norms_detached(
             if node.site not in sites:
                 continue
             slope = slopes[sites[node.site]]
-            own = 0.0 if slope is None else float(slope[0, node.position] @ wrote(graph, node, leaves[sites[node.site]]))
+            own = (
+                0.0 if slope is None else float(slope[0, node.position] @ wrote(graph, node, leaves[sites[node.site]]))
+            )
             assert abs(own - float(graph.table[row, column])) < 1e-4 * max(1.0, float(graph.values.abs().max()))
 
 
@@ -108,7 +109,11 @@ def wrote(graph: FeatureGraph, node: object, value: Tensor) -> Tensor:
         return graph.dictionaries[node.stand].decoder[node.index] * node.activation
     number = int(node.site[1])
     dictionary = graph.dictionaries[number]
-    latents = [other for other in graph.nodes if (other.kind, other.site, other.position) == ("latent", node.site, node.position)]
+    latents = [
+        other
+        for other in graph.nodes
+        if (other.kind, other.site, other.position) == ("latent", node.site, node.position)
+    ]
     made = sum(dictionary.decoder[other.index] * other.activation for other in latents)
     return value[0, node.position].detach() - made - dictionary.weights["decoder_bias"]
 
@@ -117,10 +122,10 @@ def wrote(graph: FeatureGraph, node: object, value: Tensor) -> Tensor:
 
 
 SORTS = {
-    "one norm call": dict(read="L{}.ln2.normalized"),
-    "skips": dict(read="transformer.h.{}.ln_2", skip=True),
-    "rows normalised": dict(read="L{}.resid_mid", per_row="standard", skip=True),
-    "rows by length": dict(read="L{}.resid_mid", per_row="length"),
+    "one norm call": {"read": "L{}.ln2.normalized"},
+    "skips": {"read": "transformer.h.{}.ln_2", "skip": True},
+    "rows normalised": {"read": "L{}.resid_mid", "per_row": "standard", "skip": True},
+    "rows by length": {"read": "L{}.resid_mid", "per_row": "length"},
 }
 
 
@@ -130,9 +135,10 @@ def test_effects_and_the_bias_add_up_to_what_latents_were(sort: str) -> None:
     graph = feature_graph(cw.open(module).record(ids()), transcoders(module, **SORTS[sort]))
     assert graph.error < 1e-5
     for row, node in enumerate(graph.nodes[: graph.latents]):
-        dictionary, value = graph.dictionaries[node.stand], graph.trace.value(
-            graph.dictionaries[node.stand].card.reads[0].site
-        )[0, node.position]
+        dictionary, value = (
+            graph.dictionaries[node.stand],
+            graph.trace.value(graph.dictionaries[node.stand].card.reads[0].site)[0, node.position],
+        )
         assert abs(float(dictionary.pre_activations(value)[node.index]) - float(graph.values[row])) < 1e-4
 
 
@@ -140,7 +146,9 @@ def test_a_cross_layer_transcoder_and_an_autoencoder_add_up() -> None:
     trace = cw.open(gpt2()).record(ids())
     across = [
         random_dictionary(
-            {f"transformer.h.{layer}.ln_2": WIDTH}, {f"L{later}.mlp_out": WIDTH for later in range(layer, 3)}, seed=layer
+            {f"transformer.h.{layer}.ln_2": WIDTH},
+            {f"L{later}.mlp_out": WIDTH for later in range(layer, 3)},
+            seed=layer,
         )
         for layer in range(3)
     ]
@@ -156,7 +164,21 @@ def test_a_cross_layer_transcoder_and_an_autoencoder_add_up() -> None:
     assert not inside.table[inside.latents :, below].any()  # all of it passes the later dictionary
 
 
-KINDS = ("gpt2", "gpt-j", "gemma2", "t5", "bert", "vit", "mixtral", "rwkv", "resnet", "gru", "gru by hand", "mlp", "lenet")
+KINDS = (
+    "gpt2",
+    "gpt-j",
+    "gemma2",
+    "t5",
+    "bert",
+    "vit",
+    "mixtral",
+    "rwkv",
+    "resnet",
+    "gru",
+    "gru by hand",
+    "mlp",
+    "lenet",
+)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sklearn.decomposition import NMF, PCA, FactorAnalysis, sparse_encode
 from cutaway.errors import InputError, ResourceError
 from cutaway.features import Dictionary, InMemory, Place, fvu, load_dictionary, save_dictionary
 from cutaway.features.classical import KINDS, fit_dictionary
-from cutaway.features.controls import frozen, identity_dictionary, principal, random_dictionary
+from cutaway.features.controls import frozen, identity_dictionary, matched, principal, random_dictionary
 from cutaway.features.solvers import SOLVERS
 
 COUNT, WIDTH, LATENTS = 600, 10, 6
@@ -159,6 +159,22 @@ def test_a_random_transcoder_has_the_best_linear_map() -> None:
     target = value @ torch.randn(WIDTH, 3, generator=torch.Generator().manual_seed(1)) + 1
     linear = frozen(value, target, 400, 40)
     assert linear.out_width == 3 and fvu(target, linear.reconstruct(value)) < 0.5
+
+
+def test_searched_codes_stand_beside_searched_codes() -> None:
+    value = mixed()[1]
+    names = {
+        rule: matched(identity_dictionary(WIDTH).but(activation=rule, k=3), value, value, 3.0, 0)
+        for rule in ("topk", "omp")
+    }
+    assert list(names["topk"]) == ["random", "data", "PCA", "pursuit"] and list(names["omp"]) == [
+        "random",
+        "data",
+        "PCA",
+    ]
+    assert names["omp"]["data"].activation == names["topk"]["pursuit"].activation == "omp"
+    searched, quick = (fvu(value, names["topk"][name].reconstruct(value)) for name in ("pursuit", "data"))
+    assert searched < quick
 
 
 # ---- what cannot be

@@ -403,8 +403,8 @@ sys.path[:0] = [{tests!r}]
 torch.set_num_threads(1)
 import cutaway as cw
 from words_net import words, ids
-from cutaway.features import collect as collecting
-cutting.LIMIT = 4000
+from cutaway.features import collect as collecting, cutting
+cutting.LIMIT = 8000
 net = words()
 print("ready", flush=True)
 collecting.collect(net, ids(4000), ["resid.1", "L0.mlp.out"], {out!r}, batch=20)
@@ -414,19 +414,17 @@ print("done", flush=True)
 
 @pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cutting, "LIMIT", 4000)
+    monkeypatch.setattr(cutting, "LIMIT", 8000)
     whole = collect(words(), ids(4000), ["resid.1", "L0.mlp.out"], tmp_path / "whole", batch=20)
     want = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert len(whole) == 24000
     script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path / "cut"))
     draw, seen = random.Random(0), 0
-    for _ in range(6):
-        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(draw.uniform(0.1, 1.0))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            time.sleep(draw.uniform(0.1, 0.8))
+            child.send_signal(signal.SIGKILL)
         now = len(listed(tmp_path / "cut")) if (tmp_path / "cut").exists() else 0
         assert now >= seen
         seen = now

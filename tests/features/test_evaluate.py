@@ -225,7 +225,7 @@ def test_every_figure_says_how_which_way_is_better_and_what_controls_give() -> N
         assert one.better in ("higher", "lower", "nearer to 1") and one.how, one.name
         assert "random" in one.controls, one.name
         assert one.low is None or one.value is None or one.low <= one.value <= one.high, one.name
-    assert {"PCA", "data", "neurons", "probe"} <= {name for one in found.figures for name in one.controls}
+    assert {"PCA", "data", "pursuit", "neurons", "probe"} <= {name for one in found.figures for name in one.controls}
     assert found.figure("FVU").value < found.figure("FVU").controls["random"]
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["figures"]
     assert "loss recovered (zero)" in str(found) and any("made from these rows" in note for note in found.notes)

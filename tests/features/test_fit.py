@@ -131,6 +131,21 @@ def test_another_checkpoint_is_told_and_one_that_differs_refused() -> None:
         attach(changed(net, 1.0), basis, inputs=inputs())
 
 
+def test_other_inputs_at_its_own_place_are_told_and_not_refused() -> None:
+    net = induction()
+    basis = trained(net)
+    odd = torch.randint(21, 25, (4, 18), generator=torch.Generator().manual_seed(0))  # suits, which are no letters
+    fit = check_fit(basis, net.record(odd))
+    assert fit.verdict == "note" and "by its card" in fit.note and "the inputs differ" in fit.note
+    assert fit.measured["fvu"] > fit.reference["fvu"]
+    assert attach(net, basis).record(odd) is not None
+    elsewhere = basis.but(
+        card=basis.card.but(reads=(Place(SITE, 64, "another"),), writes=(Place(SITE, 64, "another"),))
+    )
+    with pytest.raises(InputError, match="does not belong"):
+        attach(net, elsewhere).record(odd)
+
+
 def test_few_rows_refuse_nothing_and_an_unknown_card_is_measured() -> None:
     net = induction()
     few = attach(net, trained(net, factor=10.0))

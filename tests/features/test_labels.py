@@ -190,18 +190,28 @@ def test_counter_examples_are_real(planted: tuple[cw.Network, LatentIndex]) -> N
 
 
 def test_a_causal_test_tells_a_cause_from_none(tmp_path: Path) -> None:
-    """At the end of the stream a latent that writes a name promotes that name, where its label holds; a label that
-    points elsewhere fails."""
+    """A latent that reads "gave" at the end of the stream and writes the name Mary there promotes Mary where its label
+    holds; a label that points elsewhere fails the test."""
     net, inputs = talk(40)
-    index = build_index(directions("resid.6", WIDTH, 40), watch(net, inputs), tmp_path / "i")
-    latent = int(np.argmax(index.fired))
-    made = label(index, [latent])[latent]
+    value = net.record(inputs).value("resid.6")
+    plain = directions("resid.6", WIDTH, 30)
+    reads, writes = plain.decoder.clone(), plain.decoder.clone()
+    there = inputs == net.token_id("gave")
+    towards = value[there].mean(0) - value[~there].mean(0)
+    reads[0] = 2 * towards / towards.norm()
+    unembed = next(value for name, value in net.module.named_parameters() if name.endswith("unembed.weight"))
+    writes[0] = unembed[net.token_id("Mary")].detach()
+    bias = torch.full((30,), -1.0)
+    bias[0] = -0.5 * float((value[there] @ reads[0]).mean() + (value[~there] @ reads[0]).mean())
+    weights = {"encoder": reads, "decoder": writes, "encoder_bias": bias}
+    index = build_index(Dictionary("made", "relu", weights, card=plain.card), watch(net, inputs), tmp_path / "i")
+    made = label(index, [0])[0]
     good = causal_test(net, index, made, examples=16, controls=5)
-    assert good.contrast > 0 and good.interval[0] <= good.contrast <= good.interval[1] and len(good.controls) == 5
-    assert made.rule is not None
-    away = Rule(tuple((replace(test, negated=not test.negated),) for clause in made.rule.clauses for test in clause))
-    bad = causal_test(net, index, replace(made, rule=away), examples=16, controls=5)
-    assert bad.contrast < good.contrast
+    assert "Mary" in good.promoted and good.contrast > 0
+    assert 0 < good.interval[0] <= good.contrast <= good.interval[1] and len(good.controls) == 5
+    away = replace(made, rule=Rule(((Condition("position", (0, 2)),),)))
+    bad = causal_test(net, index, away, examples=16, controls=5)
+    assert bad.contrast < 0.2 * good.contrast
     with pytest.raises(InputError, match="all of these rows or on none"):
         causal_test(net, index, replace(made, rule=Rule(())))
 

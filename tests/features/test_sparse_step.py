@@ -209,6 +209,18 @@ def test_the_threshold_is_what_batchtopk_keeps_on_average() -> None:
     assert float(fires.sum(1).double().mean()) == pytest.approx(size[4], rel=0.1)
 
 
+def test_where_few_numbers_are_far_larger_a_more_exact_search_goes_on() -> None:
+    size = SIZES[2]
+    weights, x, y = world(size)
+    x[:, 2] *= 100
+    step, other = made(weights, size[4], precision="int8"), made(weights, size[4], precision="float32")
+    reports = [step.step(x, y, 0.0) for _ in range(2)]
+    assert reports[0].redone > 0.1 >= reports[1].redone and step.precision == "bfloat16"
+    assert torch.equal(reports[1].fired, other.step(x, y, 0.0).fired)
+    other.restore(step.state())
+    assert other.precision == "bfloat16"
+
+
 def test_what_is_not_finite_changes_nothing() -> None:
     weights, x, y = world(SIZES[0])
     step = made(weights, 7)

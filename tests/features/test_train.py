@@ -17,16 +17,24 @@ from torch import Tensor
 from cutaway.errors import FormatError, InputError
 from cutaway.features.architectures import KINDS
 from cutaway.features.checkpoints import NAME
+from cutaway.features.codes import Codes
 from cutaway.features.dictionary import Dictionary, concatenated, fvu
 from cutaway.features.files import read_dictionary, save_dictionary
+from cutaway.features.refit import gains
 from cutaway.features.rows import InMemory
 from cutaway.features.train import SPARSE_FROM, train_dictionary
 
 WIDTH, FEATURES, ACTIVE, LATENTS, K = 12, 24, 2, 24, 2
 SAMPLES, BATCH, RATE = 48_000, 256, 0.02
-# The most variance that a kind may leave unexplained on the synthetic rows; L1 shrinks what it finds.
-BOUNDS = dict.fromkeys(KINDS, 0.25) | {"relu": 0.85, "crosscoder": 0.45, "cross-layer-transcoder": 0.45}
+# The most variance that a kind may leave unexplained on the synthetic rows.
+BOUNDS = dict.fromkeys(KINDS, 0.25) | {"relu": 0.5, "crosscoder": 0.45, "cross-layer-transcoder": 0.45}
+UNUSUAL = [kind for kind in KINDS if kind not in ("topk", "gated", "crosscoder")]
 SEVERAL = ("crosscoder", "cross-layer-transcoder", "transcoder", "skip-transcoder")
+
+
+def slowly(*cases: str) -> list[Any]:
+    """Cases that are run apart."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @cache
@@ -81,7 +89,7 @@ def test_every_kind_reaches_its_l0_and_explains_the_rows(kind: str) -> None:
     assert unexplained < fvu(y, dictionary.but(weights={**dictionary.weights, "decoder": strange}).reconstruct(x)) - 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["topk", "gated", "crosscoder", *slowly(*UNUSUAL)])
 def test_units_and_the_mean_make_no_difference(kind: str) -> None:
     """Rows a thousand times as large, on another mean: the same codes up to that factor."""
     dictionary, other = trained(kind), trained(kind, 1024.0, 3000.0)
@@ -106,7 +114,7 @@ def test_the_seed_decides_and_the_file_gives_it_back(kind: str, tmp_path: Path) 
     assert found.card.training["kind"] == kind and found.card.reference["rows"] > 0
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "gated", "jumprelu", "skip-transcoder"])
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", *slowly("batchtopk", "gated", "skip-transcoder")])
 def test_a_stopped_training_goes_on_exactly(kind: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"kind": kind, "samples": 24_000, "batch": 128, **ends(kind)}
     whole = train_dictionary(drawn(), LATENTS, K, **options)
@@ -130,7 +138,7 @@ def test_a_stopped_training_goes_on_exactly(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "matryoshka"])
-@pytest.mark.parametrize("kind", ["autoencoder", "transcoder"])
+@pytest.mark.parametrize("kind", ["autoencoder", *slowly("transcoder")])
 def test_the_sparse_step_is_the_dense_one(rule: str, kind: str) -> None:
     """Also where latents are dead: they are after ten steps of not firing, and then learn again."""
     where = ends("transcoder" if kind == "transcoder" else rule)
@@ -192,6 +200,7 @@ def test_a_crosscoder_weighs_places_alike_whatever_their_units() -> None:
         assert theirs == pytest.approx(ours, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
 @pytest.mark.parametrize("k", [1, 5])
 def test_l0_is_steered_to_what_is_asked(kind: str, k: int) -> None:
@@ -202,6 +211,7 @@ def test_l0_is_steered_to_what_is_asked(kind: str, k: int) -> None:
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
+from cutaway.features.refit import gains
 from cutaway.features.rows import InMemory
 from cutaway.features.train import train_dictionary
 from cutaway.features.files import save_dictionary
@@ -274,3 +284,21 @@ def test_a_constant_place_and_a_diverging_training_are_told() -> None:
         train_dictionary(InMemory({"a": torch.ones(1000, 4)}), 8, 2)
     with pytest.raises(InputError, match=r"not finite at step \d+ of .*smaller lr than 1.0e\+30"):
         train_dictionary(drawn(), LATENTS, K, reads=["resid.0"], samples=6400, batch=128, lr=1e30)
+
+
+def test_gains_undo_what_was_shrunk() -> None:
+    """Codes that were divided by known numbers are given back by multiplying with those."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(2000, LATENTS, generator=generator) * (torch.rand(2000, LATENTS, generator=generator) < 0.1)
+    decoder = torch.nn.functional.normalize(torch.randn(LATENTS, WIDTH, generator=generator))
+    shrunk = 1 + torch.rand(LATENTS, generator=generator)
+    found = gains(Codes.of(table / shrunk), decoder, table @ decoder)
+    assert torch.allclose(found, shrunk, rtol=0.02)
+
+
+def test_refitting_changes_no_firing_and_explains_more() -> None:
+    given: dict[str, Any] = {"kind": "relu", "reads": ["resid.0"], "samples": SAMPLES, "batch": BATCH, "lr": RATE}
+    plain, refitted = (train_dictionary(drawn(), LATENTS, K, refit=refit, **given) for refit in (False, True))
+    x = values(plain, drawn())[0]
+    assert torch.equal(plain.encode(x) > 0, refitted.encode(x) > 0)
+    assert fvu(x, refitted.reconstruct(x)) < fvu(x, plain.reconstruct(x)) - 0.1

@@ -76,16 +76,15 @@ def _gradients(targets: Targets, made: dict[int, Tensor], leaves: dict[int, Tens
     if not outputs:
         return {}
     inputs = list(leaves.values())
+    found: Sequence[Tensor | None]
     try:
-        found = torch.autograd.grad(
-            outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+        found = torch.autograd.grad(outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except RuntimeError:  # an op without a batching rule: one target after the other
         rows = [
             torch.autograd.grad(outputs, inputs, list(row), retain_graph=True, allow_unused=True)
             for row in zip(*given, strict=True)
         ]
-        found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
+        found = [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
     return {value: one for value, one in zip(leaves, found, strict=True) if one is not None}
 
 
@@ -126,8 +125,8 @@ def entries(model: Replacement) -> list[tuple[Spot, Tensor, Tensor, Tensor]]:
 def writers(model: Replacement) -> list[Writers]:
     """Everything that writes, by value."""
     made: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for spot, *entry in entries(model):
-        made.setdefault(spot.value, []).append(tuple(entry))
+    for spot, rows, vectors, columns in entries(model):
+        made.setdefault(spot.value, []).append((rows, vectors, columns))
     return [_by_row(model.stops[value], found, model.columns) for value, found in made.items()]
 
 
@@ -162,7 +161,9 @@ def effects(
     return table
 
 
-def biases(model: Replacement, groups: Sequence[Targets]) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
+def biases(
+    model: Replacement, groups: Sequence[Targets]
+) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
     """(what targets are without any writer, what they are in the run)."""
     still = {value: model.constants.get(value, torch.zeros(spot.shape)) for value, spot in model.stops.items()}
     alive = {spot.value for group in groups for spot, _, _ in group.reads}
@@ -175,9 +176,7 @@ def biases(model: Replacement, groups: Sequence[Targets]) -> tuple[Float[Tensor,
     return bias, own
 
 
-def total_effects(
-    model: Replacement, ends: Targets, weights: Tensor, most: int
-) -> list[Float[Tensor, " entries"]]:
+def total_effects(model: Replacement, ends: Targets, weights: Tensor, most: int) -> list[Float[Tensor, " entries"]]:
     """By dictionary, what each latent that fires makes of the sum of some targets, weighted: directly and through all
     others, each of which answers linearly. Where no more than `most` fire, only whether that is zero is found out."""
     leaves = {value: torch.zeros(spot.shape, requires_grad=True) for value, spot in model.stops.items()}

@@ -19,9 +19,10 @@ from ..errors import DivergenceError, InputError
 from ..features import Dictionary
 from ..run.trace import Trace
 from .direct_effects import biases, effects, latent_targets, total_effects
+from .graph_nodes import ERROR, LATENT, OUTPUT, PART, SOURCE, GraphNode, graph_nodes, output_nodes
 from .outputs import Outputs, outputs
 from .pruning import influence, pruned, shares
-from .replacement import Replacement, kept, replacement
+from .replacement import kept, replacement
 from .stream_building import by_stream
 
 if TYPE_CHECKING:
@@ -30,32 +31,7 @@ if TYPE_CHECKING:
     from .latent_attention import LatentAttention
 
 _SURE = 1e-4  # the largest relative error of sums that the quick way may have
-_LOOSE = {torch.bfloat16: 0.05, torch.float16: 0.01}  # the largest relative error of a sum that is shown
-LATENT, ERROR, PART, SOURCE, OUTPUT = "latent", "error", "component", "embedding", "output"
-
-
-@dataclass(frozen=True)
-class GraphNode:
-    """A node: what it is (`kind`), of which value (`site`) at which row (`position`), for a latent its `index` in the
-    dictionary (`stand`) and its activation, for an output its class or token as `index` and its probability as
-    `activation`. `layer` counts the dictionaries' places in order."""
-
-    kind: str
-    site: str
-    position: int
-    layer: int
-    index: int = -1
-    stand: int = -1
-    activation: float = 0.0
-    label: str = ""
-
-    @property
-    def name(self) -> str:
-        """`L3.mlp_out[latent=17]@5`: site, latent, position."""
-        if self.kind == OUTPUT:
-            return f"output {self.label}"
-        told = {LATENT: f"[latent={self.index}]", ERROR: " error"}.get(self.kind, "")
-        return f"{self.site}{told}@{self.position}"
+_LOOSE = 1e-3  # the largest that is shown at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +40,8 @@ class FeatureGraph:
 
     `table` [targets, writers]: rows are the latents and then the outputs, columns the latents, errors, components and
     embeddings; `nodes` are the columns' and then the outputs. A row and its `bias` add up to `values`, what the target
-    was before its rule in the run; `answers` are the shares of themselves by which latents change when they read one unit
-    more. `error` is the largest difference, relative to the largest value. `outputs`
-    are what it ends in. `facts` say how it was made.
+    was before its rule in the run, within `error`, relative to the largest. `answers` are the shares of themselves by
+    which latents change when they read one unit more, `outputs` what the graph ends in; `facts` say how it was made.
     """
 
     trace: Trace
@@ -226,43 +201,17 @@ def feature_graph(
     found = by_stream(model, groups, last)
     table = found if found is not None and missed(found) <= _SURE else effects(model, [*groups, last], progress)
     error = missed(table)
-    if error > _LOOSE.get(model.held[model.output.value].dtype, 1e-3):
+    if error > _LOOSE:
         raise DivergenceError(
-            f"Direct effects add up to the targets only within {error:.1e}, so something in '{trace.net.name}' could not "
-            "be held linear (it may differentiate inside its forward); use dictionaries at other places."
+            f"Direct effects add up to the targets only within {error:.1e}, so something in '{trace.net.name}' could "
+            "not be held linear; use dictionaries at other places."
         )
-    facts = {"targets": ends.told, "layers": len(model.written), "latents_that_fire": fired,
-        "frozen": "patterns of attention, scales of norms"}
+    facts = {
+        "targets": ends.told,
+        "layers": len(model.written),
+        "latents_that_fire": fired,
+        "frozen": "patterns of attention, scales of norms",
+    }
     answers = torch.cat([stand.answers for stand in model.stands])
-    nodes = (*graph_nodes(model), *_ends(model, ends))
+    nodes = (*graph_nodes(model), *output_nodes(model, ends))
     return FeatureGraph(trace, tuple(dictionaries), nodes, table, bias, values, answers, ends, error, facts)
-
-
-def graph_nodes(model: Replacement) -> list[GraphNode]:
-    """The nodes of the table's columns, in the order that `direct_effects.writers` gives them."""
-    layers = _layers(model)
-    found: list[GraphNode] = []
-    for number, stand in enumerate(model.stands):
-        codes, site, layer = stand.codes, stand.writes[0].name, layers[stand.writes[0].value]
-        rows = zip(codes.rows.tolist(), codes.latents.tolist(), codes.values.tolist(), strict=True)
-        found += [GraphNode(LATENT, site, row, layer, latent, number, value) for row, latent, value in rows]
-    for kind, spots in ((ERROR, model.written), (PART, model.parts), (SOURCE, model.sources)):
-        for spot in spots:
-            rows = model.errors[spot.value] if kind == ERROR else spot.rows(model.held[spot.value])
-            layer = -1 if kind == SOURCE else layers[spot.value]
-            sizes = rows.norm(dim=-1).tolist()
-            found += [GraphNode(kind, spot.name, row, layer, activation=size) for row, size in enumerate(sizes)]
-    return found
-
-
-def _layers(model: Replacement) -> dict[int, int]:
-    """The number of each writer among what dictionaries write, in order of execution; a component has that of the last
-    one before it, from 0 on."""
-    order = [spot.order for spot in model.written]
-    return {spot.value: max(sum(at <= spot.order for at in order) - 1, 0) for spot in (*model.written, *model.parts)}
-
-
-def _ends(model: Replacement, ends: Outputs) -> list[GraphNode]:
-    row, layer = int(ends.rows[-1]), len(model.written)
-    told = zip(ends.labels, ends.ids, ends.weights.tolist(), strict=True)
-    return [GraphNode(OUTPUT, "logits", row, layer, one, -1, chance, label) for label, one, chance in told]

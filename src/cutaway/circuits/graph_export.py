@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..drawing.graph import draw
 from ..drawing.plot import Plot, compose
@@ -15,9 +13,12 @@ from ..errors import InputError
 from ..run.structure import tensors
 from ..run.trace import Trace
 from .attribution_graph import AttributionGraph, attribution_graph, paired
-from .feature_graph import ERROR, LATENT, OUTPUT, PART, SOURCE, FeatureGraph, GraphNode
+from .graph_nodes import ERROR, LATENT, OUTPUT, PART, SOURCE, GraphNode
 from .pruning import cumulative
 from .reading import dumped
+
+if TYPE_CHECKING:
+    from .feature_graph import FeatureGraph
 
 _MOST = 1_000_000  # links in a file
 _TYPES = {LATENT: "cross layer transcoder", ERROR: "mlp reconstruction error", PART: "mlp reconstruction error"}
@@ -129,8 +130,9 @@ def drawn(graph: FeatureGraph, count: int) -> Plot:
     scores = graph.scores()
     passed = float(graph.influence()[order].sum() / graph.influence().sum().clamp(min=1e-30))
     notes = [
-        f"{len(shown)} of {width:,} nodes, with {passed:.0%} of all influence; lines lead from writers up to readers.",
-        f"Replacement score {figure(scores['replacement'])}, completeness {figure(scores['completeness'])} (1 is best).",
+        f"{len(shown)} of {width:,} nodes, with {passed:.0%} of all influence; lines lead from writers up.",
+        f"Replacement score {figure(scores['replacement'])}, "
+        f"completeness {figure(scores['completeness'])} (1 is best).",
     ]
     keys = [("plus", "direct effect above zero"), ("minus", "below zero")] if edges else []
     return compose(f"Attribution graph of {graph.trace.net.name}", notes, keys, [drawing.svg])

@@ -1,15 +1,15 @@
 """Is an attribution graph right about the network? Its strongest latents are taken away in the real run.
 
-A latent's part is subtracted where it is written, so the error stays (`value + decode(change)`), and the network runs on
-as it is: patterns, norms and MLPs answer. What the outputs lose is compared with what the graph says: direct and
-indirect effects through latents that fire, all else frozen. Ameisen et al. 2025, section "Evaluating mechanistic
-faithfulness".
+A latent's part is subtracted where it is written, so the error stays (`value + decode(change)`), and the network runs
+on as it is: patterns, norms and MLPs answer. What the outputs lose is compared with what the graph says: direct and
+indirect effects through latents that fire, all else frozen. Ameisen et al. 2025, "Circuit Tracing", on faithfulness.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,10 +125,14 @@ def _ablated(graph: FeatureGraph, latent: int) -> Float[Tensor, " outputs"]:
     for spot in places(trace, tape, dictionary)[1]:
         vector = dictionary.decoder[node.index, start : start + spot.width] * -node.activation
         change = spot.spread(torch.tensor([node.position]), vector[None].to(torch.float32))[0]
-        edits.append(apply(spot.name, lambda value, change=change: value + change.view_as(value).to(value)))
+        edits.append(apply(spot.name, partial(_changed, change)))
         start += spot.width
     after = trace.replay(*edits).logits.detach()
     return graph.outputs.of(after) - graph.outputs.of(trace.logits.detach())
+
+
+def _changed(change: Tensor, value: Tensor) -> Tensor:
+    return value + change.view_as(value)
 
 
 def _correlation(predicted: np.ndarray, actual: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -20,9 +21,12 @@ from ..lift import Block, Lifted
 from ..lift.addressing import component
 from ..run.replay import execute
 from .direct_effects import Targets, biases, effects
-from .feature_graph import FeatureGraph, GraphNode, graph_nodes
 from .freezing import moved, way
+from .graph_nodes import GraphNode, graph_nodes
 from .replacement import Replacement, Spot, replacement
+
+if TYPE_CHECKING:
+    from .feature_graph import FeatureGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,9 @@ def attention_of(graph: FeatureGraph, head: str, *, query: int = -1, key: int | 
     sides = [_side(model, lifted, block, port, slot, place) for port, place in zip("qk", places, strict=True)]
     width = sides[0][0].width
     groups = [
-        Targets(torch.arange(width) + number * width, ((spot, row.expand(width), torch.eye(width)),), torch.zeros(width))
+        Targets(
+            torch.arange(width) + number * width, ((spot, row.expand(width), torch.eye(width)),), torch.zeros(width)
+        )
         for number, (spot, row) in enumerate(sides)
     ]
     ports = [spot.value for spot, _ in sides]

@@ -23,9 +23,7 @@ def shares(table: Float[Tensor, "targets writers"]) -> Float[Tensor, "targets wr
     return sizes / sizes.sum(1, keepdim=True).clamp(min=1e-10)
 
 
-def influence(
-    parts: Float[Tensor, "targets writers"], weights: Float[Tensor, " outputs"]
-) -> Float[Tensor, " writers"]:
+def influence(parts: Float[Tensor, "targets writers"], weights: Float[Tensor, " outputs"]) -> Float[Tensor, " writers"]:
     """How much of the outputs each writer makes, by direct and indirect paths, from the edges' shares."""
     latents = len(parts) - len(weights)
     current = weights @ parts[latents:]

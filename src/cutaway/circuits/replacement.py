@@ -116,6 +116,7 @@ class Stand:
         found: list[Skip] = []
         for come, source in enumerate(self.reads if whole is not None else ()):
             for go, target in enumerate(self.writes):
+                assert whole is not None
                 matrix = whole[_part(self.reads, come)][:, _part(self.writes, go)]
 
                 def path(value: Tensor, source: Spot = source, target: Spot = target, by: Tensor = matrix) -> Tensor:
@@ -206,6 +207,10 @@ def replacement(trace: Trace, dictionaries: Sequence[Dictionary]) -> Replacement
     reads = {spot.value for found, _ in spots_of for spot in found}
     with torch.no_grad():
         values = read(sorted({*reads, *written}))
+        if odd := [value for value in values.values() if value.dtype != torch.float32]:
+            raise InputError(
+                f"The network computes in {odd[0].dtype}, and graphs are made in single precision; open it so."
+            )
         stands = tuple(_stand(*row, values) for row in zip(dictionaries, spots_of, strict=True))
     errors, constants = _remainders(stands, written, values)
     flow, entries = with_skips(flow, [skip for stand in stands for skip in stand.skips()])
@@ -230,10 +235,10 @@ def replacement(trace: Trace, dictionaries: Sequence[Dictionary]) -> Replacement
     held = {**values, **held}
     held |= {value: held[~value] for value in spots if value < 0}
     order = sorted(written.values(), key=lambda spot: spot.order)
+    left, still = ({entries.get(value, value): rows for value, rows in table.items()} for table in (errors, constants))
     return Replacement(
         trace, tape, tuple(replace(stand, writes=_entered(stand.writes, entries)) for stand in stands),
-        _entered(order, entries), *({entries.get(value, value): rows for value, rows in table.items()}
-        for table in (errors, constants)),
+        _entered(order, entries), left, still,
         tuple(replace(spot, value=value) for value, spot in spots.items() if value in used - first),
         tuple(spot for value, spot in spots.items() if value in used & first), ending, frozen, held,
         _attentions(trace, tape, lifted, patterns, frozen),
@@ -247,8 +252,8 @@ def _attentions(
     for block in lifted.blocks:
         read = next((read.value for read in block.reads if read.port == "v"), None)
         if id(block) in patterns and read is not None:
-            ends = [moved(trace, tape, lifted, value) for value in (read, block.write)]
-            found.append(Attention(*ends, frozen.values[patterns[id(block)]]))
+            before, after = (moved(trace, tape, lifted, value) for value in (read, block.write))
+            found.append(Attention(before, after, frozen.values[patterns[id(block)]]))
     return tuple(found)
 
 
@@ -300,7 +305,9 @@ def _of_block(tape: Tape, block: Block, value: int) -> Spot:
     """The write of a block, with vectors along its channels or the last axis."""
     axis, shape = _last(tape, value)
     axis = block.slots.axis if block.mark == "c" else 1 if len(shape) == 4 and block.kind == "input" else axis
-    return Spot(f"{block.name}@{block.step}" if block.step else block.name, value, axis, shape, tape.graph.values[value].op)
+    return Spot(
+        f"{block.name}@{block.step}" if block.step else block.name, value, axis, shape, tape.graph.values[value].op
+    )
 
 
 def _plain(tape: Tape, name: str, value: int) -> Spot:
@@ -312,10 +319,11 @@ def _last(tape: Tape, value: int) -> tuple[int, tuple[int, ...]]:
     return max(len(shape) - 1, 0), shape
 
 
-def _stand(dictionary: Dictionary, places: tuple[tuple[Spot, ...], ...], values: dict[int, Tensor]) -> Stand:
-    rows = torch.cat([spot.read(values[spot.value]) for spot in places[0]], -1)
+def _stand(dictionary: Dictionary, ends: tuple[tuple[Spot, ...], tuple[Spot, ...]], values: dict[int, Tensor]) -> Stand:
+    reads, writes = ends
+    rows = torch.cat([spot.read(values[spot.value]) for spot in reads], -1)
     spread = dictionary._spread(rows.to(dictionary.decoder.dtype))[1] if dictionary.per_row else None
-    stand = Stand(dictionary, *places, dictionary.codes(rows), spread, torch.zeros(0))
+    stand = Stand(dictionary, reads, writes, dictionary.codes(rows), spread, torch.zeros(0))
     every = torch.arange(len(stand.codes.latents))
     read = stand.offsets(every)
     for place, spot in enumerate(stand.reads):

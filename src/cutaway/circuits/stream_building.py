@@ -89,7 +89,7 @@ class _Finder:
     def pull(self, goal: int, start: int, cotangents: Float[Tensor, "count ..."]) -> Float[Tensor, "count ..."]:
         """Readers of a value as readers of one before it."""
         if goal == start:
-            return cotangents
+            return cotangents.reshape(-1, *self.flow.shape(start))
         with torch.enable_grad():
             leaf = torch.zeros(self.flow.shape(start), requires_grad=True)
             made = self.run([goal], {start: leaf})[goal]
@@ -179,7 +179,9 @@ def _mixer(finder: _Finder, attention: Attention, levels: _Levels, at: int) -> M
     numbers = torch.arange(heads * length * made[3], dtype=torch.float64).view(made)
     lying = execute(finder.tape, finder.plan([leaving[0]], {attention.made}), given={attention.made: numbers})
     places = lying[leaving[0]].reshape(length, -1).long()
-    wanted = torch.arange(heads * made[3]).view(heads, made[3]) % made[3] + torch.arange(heads)[:, None] * length * made[3]
+    wanted = (
+        torch.arange(heads * made[3]).view(heads, made[3]) % made[3] + torch.arange(heads)[:, None] * length * made[3]
+    )
     order = places[0].argsort()
     if not torch.equal(places[0][order], wanted.flatten()) or not torch.equal(
         places, places[:1] + torch.arange(length)[:, None] * made[3]
@@ -272,13 +274,11 @@ def _writers(finder: _Finder, levels: _Levels) -> Ends | None:
         rows.append(where)
         numbers.append(torch.full_like(where, number))
         columns.append(column)
-    parts = (torch.cat(one) for one in (vectors, rows, numbers, columns))
-    return Ends(*parts, True, len(levels.values))
+    joined = [torch.cat(one) for one in (vectors, rows, numbers, columns)]
+    return Ends(joined[0], joined[1], joined[2], joined[3], True, len(levels.values))
 
 
-def _targets(
-    finder: _Finder, levels: _Levels, groups: Sequence[Targets], ends: Targets, place: dict[int, int]
-) -> Ends:
+def _targets(finder: _Finder, levels: _Levels, groups: Sequence[Targets], ends: Targets, place: dict[int, int]) -> Ends:
     """All targets as readers of the stream."""
     vectors, rows, numbers, columns = [], [], [], []
     for group in groups:
@@ -296,8 +296,8 @@ def _targets(
             rows.append(torch.full_like(ends.numbers, row))
             numbers.append(torch.full_like(ends.numbers, level))
             columns.append(ends.numbers)
-    parts = (torch.cat(one) for one in (vectors, rows, numbers, columns))
-    return Ends(*parts, False, len(levels.values))
+    joined = [torch.cat(one) for one in (vectors, rows, numbers, columns)]
+    return Ends(joined[0], joined[1], joined[2], joined[3], False, len(levels.values))
 
 
 def _by_position(

@@ -106,7 +106,8 @@ class _Carried:
     def __init__(self, ends: Ends, position: int, span: slice, levels: Sequence[int]) -> None:
         self.ends, self.position, self.span = ends, position, span
         found = [ends.at(position, level) for level in levels]
-        self.start, count = found[0].start, found[-1].stop - found[0].start
+        self.start = found[0].start if found else 0
+        count = found[-1].stop - self.start if found else 0
         self.rows = ends.vectors.new_zeros(count, span.stop - span.start, ends.vectors.shape[1])
         self.joined = self.old = 0
 

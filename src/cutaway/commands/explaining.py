@@ -114,7 +114,7 @@ def circuit(
 ) -> Result:
     """Find the circuit behind a behaviour, test it, and keep the claim.
 
-    With dictionaries, latents that fire on the pairs of the search are nodes, and so is the error of each dictionary.
+    Of each dictionary the 100 latents that differ most between the two sides of the pairs are nodes, and its error.
     Of 8 or more pairs of your own every second one is held out for the test; organisms draw fresh ones.
     """
     from .finding import find, shown_pairs, told

@@ -14,7 +14,10 @@ from .verb import Argument, Result, verb
 def attribute(
     model: Model,
     dictionary: Annotated[
-        list[str], Argument("A file of a dictionary whose card names its places; several times for several.", shown="FILE")
+        list[str],
+        Argument(
+            "A file or folder of dictionaries whose cards name their places; several times for more.", shown="FILE"
+        ),
     ] = NOTHING,
     text: Texts = NOTHING,
     target: Annotated[
@@ -32,22 +35,21 @@ def attribute(
     from ..circuits.feature_graph import feature_graph
     from ..circuits.graph_test import verify_graph
     from ..errors import InputError
-    from ..features import load_dictionary
+    from ..features.opening import load_dictionaries
     from .subject import facts, inputs_of, open_model
 
     if not dictionary:
         raise InputError("No dictionaries are named; give --dictionary FILE, several times for several of them.")
-    found = [load_dictionary(path) for path in dictionary]
+    found = [one for path in dictionary for one in load_dictionaries(path)]
     net = open_model(model)
     trace = net.record(inputs_of(net, text)[:1])
     asked: Any = [int(word) if net.tokenizer is None and word.isdecimal() else word for word in target] or None
     whole = feature_graph(
         trace, found, targets=asked, most_nodes=most, progress=lambda done, of: report("effects", done, of)
     )
-    kept = whole.prune(nodes / 100, edges / 100)
-    tested = (
-        verify_graph(whole, count=test, progress=lambda done, of: report("ablations", done, of)).to_dict() if test else None
-    )
+    kept, tested = whole.prune(nodes / 100, edges / 100), None
+    if test:
+        tested = verify_graph(whole, count=test, progress=lambda done, of: report("ablations", done, of)).to_dict()
     files = {}
     if save:
         files["graph"] = str(kept.to_attribution_graph().save(save))
@@ -60,7 +62,9 @@ def attribute(
         "edges": [
             {"from": one.name, "to": other.name, "effect": effect} for one, other, effect in kept.edges[:count]
         ],
-        "outputs": [{"output": node.label, "probability": node.activation} for node in whole.nodes if node.kind == "output"],
+        "outputs": [
+            {"output": node.label, "probability": node.activation} for node in whole.nodes if node.kind == "output"
+        ],
         "test": tested, "files": files,
     }  # fmt: skip
 

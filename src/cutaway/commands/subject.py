@@ -27,6 +27,7 @@ from .verb import near
 HELD_OUT_SEED = 7919  # added to a seed, so that the pairs of a test are not those of the search
 FEW = 4
 SMALL = 5_000_000  # parameters
+MOST_LATENTS = 100  # of a dictionary that are nodes of a circuit, unless Python is told otherwise
 HELD_OUT_FROM = 8  # with so many pairs of one's own, every second one is kept for the test
 
 
@@ -97,13 +98,13 @@ def open_model(model: str, dictionaries: Sequence[str] = ()) -> Network:
 
 
 def attached(net: Network, dictionaries: Sequence[str], active: Sequence[Trace] = ()) -> Network:
-    """A network with dictionaries from files; in circuits those latents are told apart that fire in `active` runs."""
+    """A network with dictionaries from files; in circuits those latents are told apart that differ most in two runs."""
     for text in dictionaries:
         path, mark, site = text, "", ""
         if not Path(text).exists():
             path, mark, site = text.rpartition("@")
         dictionary = load_dictionary(path if mark else text)
-        net = attach(net, dictionary, site or None, active=active or None)
+        net = attach(net, dictionary, site or None, active=active or None, most=MOST_LATENTS)
     return net
 
 

@@ -33,13 +33,12 @@ NEAR = 16  # tokens before a row within which one is replaced
 class Adversarial:
     """What the search found. `precision`: of rows where the rule was kept true, the share on which the latent still
     fires; `missed`: of rows where it was kept false, the share on which it now does. Each with Wilson's interval, and
-    beside it what as many changes at random do. `before` is the precision of the same rows unchanged."""
+    beside it what as many changes at random do; before any change all of the former rows fire, none of the latter."""
 
     latent: int
     precision: float
     precision_interval: tuple[float, float]
     precision_at_random: float
-    before: float
     missed: float
     missed_interval: tuple[float, float]
     missed_at_random: float
@@ -125,13 +124,12 @@ def hunt(
     sides = [_rows(prey, holds, rows) for holds in (True, False)]
     if not len(sides[0][0]):
         raise InputError(f"The rule of latent {label.latent} holds nowhere on the held-out texts; learn another one.")
-    told: dict[str, list[float]] = {"before": [], "climbed": [], "random": []}
+    told: dict[str, list[float]] = {"climbed": [], "random": []}
     texts, fires, shown = [], [], []
     for (start, at), sign in zip(sides, (-1.0, 1.0), strict=True):
         here = np.arange(len(start))
         climbed = prey.climb(start, at, sign, rounds, tries)
         after = prey.activations(climbed)
-        told["before"].append(_share(prey.activations(start)[here, at] > label.threshold))
         told["climbed"].append(float((after[here, at] > label.threshold).sum()))
         drifted = start
         for _ in range(rounds):
@@ -143,7 +141,7 @@ def hunt(
     counts = [len(side[0]) for side in sides]
     hits = told["climbed"]
     return Adversarial(
-        label.latent, hits[0] / counts[0], wilson(hits[0], counts[0]), told["random"][0], told["before"][0],
+        label.latent, hits[0] / counts[0], wilson(hits[0], counts[0]), told["random"][0],
         hits[1] / max(counts[1], 1), wilson(hits[1], counts[1]), told["random"][1], rounds, tuple(shown),
         {"rows": counts, "tries": tries, "seed": seed, "replaced": f"one of the {NEAR} tokens before, each time"},
         np.concatenate(texts), np.concatenate(fires),

@@ -34,6 +34,7 @@ def attach(
     axis: str = "",
     latents: Sequence[int] | None = None,
     active: Trace | Sequence[Trace] | None = None,
+    most: int = 0,
     inputs: Any = None,
     force: bool = False,
 ) -> Network:
@@ -44,7 +45,8 @@ def attach(
     of the value along which vectors lie, by default its channels or its last.
 
     Circuits have a node for each of `latents`, or for those that are not zero somewhere in the runs `active`, or for
-    all; and one error node for whatever else there is in the value. Give both runs that a circuit is found between.
+    all; and one error node for whatever else there is in the value. Give both runs that a circuit is found between;
+    `most` bounds how many are chosen, by how much they move the value from one run to the other.
 
     A dictionary is held against its card (see `check_fit`): on `inputs`, else on those that the card holds, else on the
     first run that is recorded. Figures that are clearly off raise InputError unless `force`; what else differs is told
@@ -57,7 +59,7 @@ def attach(
     found._guides, found.notes, found.pending = {}, [*net.notes], [*net.pending]
     found.attachments = (*net.attachments, what)
     if active is not None and latents is None:
-        latents = active_in(what, [active] if isinstance(active, Trace) else active)
+        latents = active_in(what, [active] if isinstance(active, Trace) else active, most)
     if latents is not None:
         found.attachments = (*net.attachments, with_latents(what, latents))
     if isinstance(basis, Dictionary):

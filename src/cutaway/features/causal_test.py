@@ -127,8 +127,9 @@ def _holds(index: LatentIndex, label: Label, held: list[int], trace: Trace) -> n
         said = label.rule.holds(ground)
         found.append(said[position[:, 0]] if index.facts["kind"] == "text" and index.facts["axes"] == 1 else said)
     along = trace.logits.shape[1:-1]
-    table = np.stack(found)
-    return table if len(along) == 1 and table.shape[1] == along[0] else table.any(1, keepdims=True)
+    table: np.ndarray = np.stack(found)
+    anywhere = np.asarray(table.any(1))[:, None]
+    return table if len(along) == 1 and table.shape[1] == along[0] else anywhere
 
 
 def _without(trace: Trace, index: LatentIndex, latent: int) -> Trace:

@@ -73,11 +73,11 @@ def collect(
 ) -> Activations:  # fmt: skip
     """Write the values of `sites` over `data` to `folder`, and open them.
 
-    `data`: what `data_of` takes: texts, running text, tensors, the path of a file, batches. `sites`: any, one or several; a value
-    [batch, pos, d] becomes batch × pos rows of d numbers, an image [batch, channel, height, width] a row of channels
-    for each of its places. A site with `@*` (`L0.rnn@*.out`) stands for all steps of a recurrence. `skip_first` leaves
-    out that many first positions. `dtype` is that on disk: float16, bfloat16 or float32. `seed` is for networks that
-    draw random numbers. `progress(stage, done, of)` is told of every batch.
+    `data`: what `data_of` takes: texts, running text, tensors, the path of a file, batches. `sites`: any, one or
+    several; a value [batch, pos, d] becomes batch × pos rows of d numbers, an image [batch, channel, height, width] a
+    row of channels for each of its places. A site with `@*` (`L0.rnn@*.out`) stands for all steps of a recurrence.
+    `skip_first` leaves out that many first positions. `dtype` is that on disk: float16, bfloat16 or float32. `seed` is
+    for networks that draw random numbers. `progress(stage, done, of)` is told of every batch.
 
     When it is interrupted or killed, the same call goes on where it stopped. Raises InputError for values that are not
     finite or vary in width, and for a folder of something else; ResourceError where the disk is too small.

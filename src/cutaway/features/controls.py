@@ -21,6 +21,8 @@ from .card import Card, Place
 from .dictionary import Dictionary, concatenated
 from .rows import Rows
 
+_SEARCHED = ("omp", "pursuit")  # rules that choose latents one after the other
+_MOST_SEARCH = 1e12  # multiplications that a pursuit over the rows may take, about a minute
 SAMPLES = 16_384  # rows that a control, or a decomposition, is fitted to
 
 
@@ -52,8 +54,9 @@ def frozen(
     k: int,
     seed: int = 0,
     directions: str = "random",
+    rule: str = "topk",
 ) -> Dictionary:
-    """Directions that are not learned, with the TopK rule, scale and bias fitted, for given rows."""
+    """Directions that are not learned, with the TopK rule or `rule`, scale and bias fitted, for given rows."""
     generator = torch.Generator().manual_seed(seed)
     center = read.mean(0)
     if directions == "random":
@@ -66,7 +69,7 @@ def frozen(
         raise InputError(f"There are directions 'random' and 'data', not '{directions}'.")
     table = functional.normalize(table.float(), dim=1)
     return fitted(
-        Dictionary(directions, "topk", {"encoder": table, "decoder": table, "center": center}, k), written, read
+        Dictionary(directions, rule, {"encoder": table, "decoder": table, "center": center}, k), written, read
     )
 
 
@@ -91,12 +94,17 @@ def sparse_principal(read: Float[Tensor, "rows d_in"], written: Float[Tensor, "r
 def matched(
     dictionary: Dictionary, read: Float[Tensor, "rows d_in"], written: Float[Tensor, "rows d_out"], l0: float, seed: int
 ) -> dict[str, Dictionary]:
-    """Controls of a dictionary's size and L0, fitted to rows that it is not evaluated on."""
+    """Controls of a dictionary's size and L0, fitted to rows that it is not evaluated on. One whose codes are searched
+    for row by row stands beside random directions whose codes are, too; another gets "pursuit" as well, rows as
+    directions with searched codes, which shows what a better encoder does without learning."""
     k = min(max(round(l0), 1), dictionary.latents)
-    found = {"random": frozen(read, written, dictionary.latents, k, seed)}
+    rule = "omp" if dictionary.activation in _SEARCHED else "topk"
+    found = {"random": frozen(read, written, dictionary.latents, k, seed, "random", rule)}
     if len(read) >= dictionary.latents:
-        found["data"] = frozen(read, written, dictionary.latents, k, seed, "data")
+        found["data"] = frozen(read, written, dictionary.latents, k, seed, "data", rule)
     found["PCA"] = sparse_principal(read, written, k)
+    if rule == "topk" and len(read) >= dictionary.latents and k * read.numel() * dictionary.latents <= _MOST_SEARCH:
+        found["pursuit"] = frozen(read, written, dictionary.latents, k, seed, "data", "omp")
     return {name: control.but(card=dictionary.card) for name, control in found.items()}
 
 

@@ -25,7 +25,7 @@ from ..run.network import Network
 
 CONTEXT = 128  # tokens of a context of running text, where nothing else is asked for
 LARGEST_TEXT = 256 << 20  # bytes of a file of texts
-_TOKENS, _EXAMPLES = 4096, 64  # of a batch
+_TOKENS, _NUMBERS = 4096, 1 << 20  # of a batch, about
 _ARRAYS = (".npy", ".npz", ".safetensors")
 _HASHED = 1 << 24  # bytes hashed at once
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set. `batches` starts anew each time it is called; `again` is false for what can be read only once.
+    """A data set. `batches` starts anew each time it is called, but for an iterator, which can be read only once.
 
     `hash` is of the examples ("" where they are not known before they come), `count` how many there are (None: not
     known), `units` tokens of texts, else examples, `about` what the manifest says.
@@ -57,7 +57,6 @@ class Data:
     hash: str = ""
     count: int | None = None
     units: int = 0
-    again: bool = True
     notes: list[str] = field(default_factory=list)
 
 
@@ -141,7 +140,7 @@ def _texts(net: Network, given: Any, context: int | None, batch: int | None, lim
         "left_out": {"tokens": total - used, "empty texts": empty},
     }  # fmt: skip
     notes = [f"{total - used:,} of {total:,} tokens fill no context or lie beyond the limit, and were left out"]
-    return Data(batches, about, digest.hexdigest(), len(rows), used, True, notes if total > used else [])
+    return Data(batches, about, digest.hexdigest(), len(rows), used, notes if total > used else [])
 
 
 # ---- arrays
@@ -202,11 +201,12 @@ def _arrays(args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, li
     return Data(batches, about, digest.hexdigest(), count, count)
 
 
-def _fitting(ids: Tensor) -> int:
-    """Examples of a batch: as many as make some thousand positions where inputs are sequences of ids."""
-    if ids.ndim == 2 and not ids.is_floating_point():
-        return max(_TOKENS // max(ids.shape[1], 1), 1)
-    return _EXAMPLES
+def _fitting(first: Tensor) -> int:
+    """Examples of a batch by the first one [1, ...]: as many as make some thousand positions of ids, or a million
+    numbers."""
+    if first.ndim == 2 and not first.is_floating_point():
+        return max(_TOKENS // max(first.numel(), 1), 1)
+    return min(max(_NUMBERS // max(first.numel(), 1), 1), _TOKENS)
 
 
 def content(tensor: Tensor) -> memoryview:
@@ -222,7 +222,6 @@ def _stream(net: Network, given: Any, batch: int | None, limit: int | None) -> D
     """Batches that come from somewhere, one at a time."""
     if batch is not None:
         raise InputError("batch= cannot be chosen for data that come in batches; give other batches.")
-    again = callable(given) or not isinstance(given, Iterator)
 
     def batches() -> Iterator[Batch]:
         start = 0
@@ -238,7 +237,7 @@ def _stream(net: Network, given: Any, batch: int | None, limit: int | None) -> D
             if limit and start >= limit:
                 return
 
-    return Data(batches, {"kind": "batches"}, again=again)
+    return Data(batches, {"kind": "batches"})
 
 
 def _of_stream(net: Network, item: Any, start: int) -> Batch:

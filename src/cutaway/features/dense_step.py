@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .architectures import sizes
 from .objectives import RULES, Aim
+from .row_adam import RowAdam
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
+BETAS = (0.9, 0.999)
 
 
 class StepReport(NamedTuple):
@@ -66,7 +67,8 @@ class DenseStep:
             name: tensor.clone(memory_format=torch.contiguous_format).requires_grad_()
             for name, tensor in weights.items()
         }
-        self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+        self.adam = {name: RowAdam.of(tensor.data) for name, tensor in self.parameters.items()}
+        self.steps_made = 0
         count, device = len(weights["encoder"]), weights["encoder"].device
         self.since = torch.zeros(count, dtype=torch.long, device=device)  # rows since a latent fired
         # The penalty's weight, as a logarithm: by the sum of what L0 was off by, and now; and how many steps were made.
@@ -78,12 +80,12 @@ class DenseStep:
         dead = self.since >= self.options["dead_after"]
         aim = Aim(self.k, self.variance, float(self.steering[1].exp()), dead, self.options)
         loss, codes, error = self.rule.objective(self.parameters, x, y, aim)
-        self.adam.zero_grad()
-        loss.backward()
-        self._confine()
-        self.adam.param_groups[0]["lr"] = lr
-        self.adam.step()
+        found = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
+        gradients = self._confined(dict(zip(self.parameters, found, strict=True)))
+        self.steps_made += 1
         with torch.no_grad():
+            for name, gradient in gradients.items():
+                self.adam[name].apply(slice(None), gradient, self.steps_made, lr, BETAS)
             self.parameters["decoder"] /= self._sizes()
             fired = codes.detach() > 0
             l0, fired = float(fired.sum() / len(x)), fired.any(0)
@@ -96,19 +98,22 @@ class DenseStep:
         return sizes(self.parameters["decoder"], self.parts).clamp(min=1e-12)[:, None]
 
     @torch.no_grad()
-    def _confine(self) -> None:
-        """Take from the gradients what may not move: masked blocks, and the decoder's change of size."""
+    def _confined(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients without what may not move: masked blocks, and the decoder's change of size."""
         for name, mask in self.masks.items():
-            self.parameters[name].grad.mul_(mask)
+            gradients[name] = gradients[name] * mask
         decoder = self.parameters["decoder"]
         normal = torch.cat(
             [decoder[:, a:b] / decoder[:, a:b].norm(dim=1, keepdim=True).clamp(min=1e-12) for a, b in self.parts], 1
         )
-        along = (decoder.grad * normal).sum(1, keepdim=True) / normal.square().sum(1, keepdim=True).clamp(min=1e-12)
-        decoder.grad.sub_(along * normal)
+        along = (gradients["decoder"] * normal).sum(1, keepdim=True) / normal.square().sum(1, keepdim=True).clamp(
+            min=1e-12
+        )
+        gradients["decoder"] = gradients["decoder"] - along * normal
+        return gradients
 
     def _steer(self, l0: float) -> None:
-        """Change the penalty's weight so that L0 goes to k: its logarithm follows what L0 is off by, at once and summed.
+        """Change the penalty's weight so that L0 goes to k: its logarithm follows what L0 is off by, now and summed.
 
         Where training starts far from k, the aim goes there over its first part.
         """
@@ -126,17 +131,17 @@ class DenseStep:
     def state(self) -> dict[str, Tensor]:
         """Weights, Adam's moments, and the counters."""
         found = {f"weights.{name}": tensor.detach() for name, tensor in self.parameters.items()}
-        for name, tensor in self.parameters.items():
-            found |= {f"adam.{name}.{key}": value for key, value in self.adam.state[tensor].items()}
-        return {**found, "since": self.since, "steering": self.steering}
+        for name in self.parameters:
+            found |= {f"first.{name}": self.adam[name].first, f"second.{name}": self.adam[name].second}
+        return {**found, "since": self.since, "steering": self.steering, "steps": torch.tensor(self.steps_made)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The same again."""
         with torch.no_grad():
             for name, tensor in self.parameters.items():
                 tensor.copy_(state[f"weights.{name}"])
-                start = f"adam.{name}."
-                kept = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-                self.adam.state[tensor] = {key: value.to(tensor.device) for key, value in kept.items()}
+                self.adam[name].first.copy_(state[f"first.{name}"])
+                self.adam[name].second.copy_(state[f"second.{name}"])
+        self.steps_made = int(state["steps"])
         self.since = state["since"].to(self.since.device)
         self.steering = state["steering"].clone()

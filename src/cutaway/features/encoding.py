@@ -53,16 +53,30 @@ def attachment_of(
     return Attachment(label, ends[0], ends[1], axis, sizes, count, tuple(range(count)), whole, whole, basis)
 
 
-def active_in(what: Attachment, traces: Sequence[Trace]) -> list[int]:
-    """The latents that are not zero somewhere in some runs."""
-    fired = torch.zeros(what.count, dtype=torch.bool)
-    with torch.no_grad():
-        for trace in traces:
-            places = splice_of(trace, what, trace.lift).reads
-            rows = [place.rows(trace.raw(site)).flatten(0, -2) for place, site in zip(places, what.reads, strict=True)]
-            for part in torch.cat(rows, -1).split(max(1, (1 << 24) // max(what.count, 1))):
-                fired |= (what.whole.encode(part) != 0).any(0).cpu()
-    return [int(place) for place in fired.nonzero()[:, 0]]
+@torch.no_grad()
+def active_in(what: Attachment, traces: Sequence[Trace], most: int = 0) -> list[int]:
+    """The latents that are not zero somewhere in some runs; of more than `most` those that move their value most: by
+    how much they differ between two runs of the same shape, or else by how strong they are."""
+    rows = [_rows_read(what, trace) for trace in traces]
+    alike = len(rows) == 2 and rows[0].shape == rows[1].shape
+    fired, moved = torch.zeros(what.count, dtype=torch.bool), torch.zeros(what.count)
+    step = max(1, (1 << 24) // max(what.count, 1))
+    pieces = [side.split(step) for side in rows]
+    for parts in zip(*pieces, strict=True) if alike else ((part,) for side in pieces for part in side):
+        codes = [what.whole.encode(part) for part in parts]
+        fired |= torch.stack([(side != 0).any(0) for side in codes]).any(0).cpu()
+        moved += (codes[0] - codes[1] if alike else codes[0]).abs().sum(0).float().cpu()
+    chosen = fired.nonzero()[:, 0]
+    if most and len(chosen) > most:
+        size = moved * what.whole.decoder.float().norm(dim=1).cpu()
+        chosen = chosen[size[chosen].topk(most).indices].sort().values
+    return [int(place) for place in chosen]
+
+
+def _rows_read(what: Attachment, trace: Trace) -> Tensor:
+    places = splice_of(trace, what, trace.lift).reads
+    rows = [place.rows(trace.raw(site)).flatten(0, -2) for place, site in zip(places, what.reads, strict=True)]
+    return torch.cat(rows, -1)
 
 
 def with_latents(what: Attachment, latents: Sequence[int]) -> Attachment:

@@ -70,7 +70,7 @@ class Endpoint:
 
     def _post(self, body: bytes) -> tuple[int, bytes]:
         parts = urlsplit(self.url)
-        kind = http.client.HTTPConnection
+        kind: type[http.client.HTTPConnection] = http.client.HTTPConnection
         options: dict[str, Any] = {"timeout": self.timeout}
         if parts.scheme == "https":
             kind, options["context"] = http.client.HTTPSConnection, ssl.create_default_context()

@@ -27,9 +27,10 @@ from .stability import stability
 Progress = Callable[[str, int, int], None]
 OWN = "dictionary"
 CONTROLS = {
-    "random": "as many random directions, TopK with the same L0, scale and bias fitted",
+    "random": "as many random directions, TopK (or pursuit, as its own) with the same L0, scale and bias fitted",
     "data": "the same with rows drawn at random as directions",
     "PCA": "principal components, of which each row keeps as many as the L0, scale and bias fitted",
+    "pursuit": "rows drawn at random as directions, codes by orthogonal matching pursuit",
     "neurons": "the numbers of a row themselves",
     "probe": "a logistic regression on all numbers of a row",
 }

@@ -3,7 +3,8 @@
 A dictionary that is put elsewhere (another layer, before a norm instead of after it, another checkpoint, another scale)
 still gives numbers. Its card knows which site of which network it was made for, and how sparse and how good it was on a
 probe batch. Here the same figures are measured where it is now; figures that are clearly off are refused with both
-numbers, another name or fingerprint with figures that hold is told.
+numbers, another name or fingerprint with figures that hold is told. At its own site of its own network figures may be
+off because the inputs are of another kind: that is told, and only lengths of another order are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .encoding import attachment_of
 
 ENOUGH = 32  # rows below which figures are told and refuse nothing
 _L0, _NORM = 2.0, 1.25  # factors by which these may differ from the card's
+_FAR = 3.0  # the factor by which the mean length may differ at a dictionary's own place, where inputs alone can differ
 _WORSE, _MORE = 1.5, 0.1  # the FVU may be so many times the card's, and so much more
 
 
@@ -107,6 +109,10 @@ def fit_on(what: Attachment, trace: Trace) -> Fit:
     made_for = {place.network for place in (*card.reads, *card.writes) if place.network}
     if made_for and made_for != {net.fingerprint}:
         moved.append(f"it was made for the network {', '.join(sorted(made_for))} and this is {net.fingerprint}")
+    if not moved and made_for:  # its own site of its own network, so nothing can be off but inputs or the scale
+        far = off and "norm" in reference and not 1 / _FAR <= measured["norm"] / (reference["norm"] or 1.0) <= _FAR
+        moved = ["the place is its own, so the inputs differ from the probe's"] if off and not far else []
+        off, moved = (off, []) if far else ([], [*off, *moved])
     if off and measured["rows"] < ENOUGH:
         verdict = "few rows"
     elif off:

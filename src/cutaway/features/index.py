@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from ..errors import CutawayError, FormatError, InputError, ResourceError
+from ..formats import open_checkpoint
 from ..formats.writing import write_whole
 from ..run.network import Network
+from . import searching
 from .arrays import new_arrays, open_arrays
 from .dictionary import Dictionary, concatenated
 from .files import save_dictionary
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 SCHEMA, VERSION = "cutaway.latents", 1
 _MOST_NAMES = 1 << 18
-SORTS = ("density", "max", "label", "latent")
 
 
 def build_index(
@@ -140,8 +141,6 @@ class LatentIndex:
         path = self.folder / "examples.safetensors"
         starts = open_arrays(path, {"input_starts": ("int64", (self.facts["examples"] + 1,))})
         dtype = "int32" if text else None
-        from ..formats import open_checkpoint
-
         checkpoint = open_checkpoint(path)
         inputs = np.asarray(checkpoint.read("inputs"))
         if dtype and str(inputs.dtype) != dtype:
@@ -243,73 +242,17 @@ class LatentIndex:
 
     # ---- all latents
 
-    def search(
-        self, text: str = "", *, sort: str = "density", top: int = 20, fires: bool = True
-    ) -> list[dict[str, Any]]:
-        """A table of latents: those whose label, promoted word or number matches `text`, by density, largest
-        activation, label or number. `fires`: only those that fire at all. Raises InputError for another order."""
-        if sort not in SORTS:
-            raise InputError(f"Latents are listed by {', '.join(SORTS)}, not by {sort!r}.")
-        labels, wanted = self.labels, text.casefold()
-        keys = {
-            "density": lambda j: -self.fired[j], "max": lambda j: -self.largest[j], "latent": lambda j: j,
-            "label": lambda j: (j not in labels, -labels[j].score.f1 if j in labels else 0),
-        }  # fmt: skip
-        chosen = [j for j in range(len(self)) if (self.fired[j] or not fires) and self._matches(j, wanted)]
-        return [self.summary(j) for j in sorted(chosen, key=keys[sort])[:top]]
-
-    def _matches(self, latent: int, wanted: str) -> bool:
-        if not wanted:
-            return True
-        label = self.labels.get(latent)
-        said = [label.text] if label is not None else []
-        said += self.words.promoted(latent, 5) if self.words is not None else []
-        return wanted == str(latent) or any(wanted in word.casefold() for word in said)
-
-    def summary(self, latent: int) -> dict[str, Any]:
-        """One line about a latent, JSON-able."""
-        label = self.labels.get(latent)
-        return {
-            "latent": latent, "fired": int(self.fired[latent]), "max": float(self.largest[latent]),
-            "density": float(self.fired[latent] / self.facts["rows"]), "label": label.text if label else "",
-            "f1": label.score.f1 if label else None,
-            "promotes": self.words.promoted(latent, 4) if self.words is not None else [],
-        }  # fmt: skip
+    def search(self, text: str = "", **options: Any) -> list[dict[str, Any]]:
+        """A table of latents (see `searching.search`)."""
+        return searching.search(self, text, **options)
 
     def on_token(self, token: str | int, top: int = 20) -> list[dict[str, Any]]:
-        """The latents that fire on a token, those first that tell it best from others: share of its occurrences that
-        they fire on less that of all others. Raises InputError for a token that the examples do not hold."""
-        number = token if isinstance(token, int) else self._token(token)
-        rows = np.flatnonzero(self.tokens == number)
-        if not len(rows):
-            raise InputError(f"The examples hold no token {token!r}; give another one (mind the space before a word).")
-        offsets = self.arrays["offsets"]
-        spans = [np.arange(offsets[row], offsets[row + 1]) for row in rows[:50_000]]
-        hits = np.bincount(self.arrays["latents"][np.concatenate(spans)], minlength=len(self))
-        among = min(len(rows), 50_000)
-        others = (self.fired - hits) / max(self.facts["rows"] - among, 1)
-        gain = hits / among - others
-        return [
-            {**self.summary(int(j)), "share": float(hits[j] / among), "elsewhere": float(others[j])}
-            for j in np.argsort(-gain, kind="stable")[:top] if hits[j]
-        ]  # fmt: skip
-
-    def _token(self, text: str) -> int:
-        names = self.facts["vocabulary"] or []
-        if text not in names:
-            raise InputError(f"The examples hold no token {text!r}; give another one (mind the space before a word).")
-        return int(names.index(text))
+        """The latents that fire on a token (see `searching.on_token`)."""
+        return searching.on_token(self, token, top)
 
     def on_example(self, number: int, top: int = 20) -> list[dict[str, Any]]:
-        """The latents that fire on an example, the strongest first relative to their largest activation anywhere."""
-        self.example(number)
-        low, high = (int(self.example_rows[place]) for place in (number, number + 1))
-        begin, end = int(self.arrays["offsets"][low]), int(self.arrays["offsets"][high])
-        latents, shares = self.arrays["latents"][begin:end], self.arrays["values"][begin:end].astype(np.float32)
-        best = np.zeros(len(self), np.float32)
-        np.maximum.at(best, latents, np.abs(shares))
-        order = np.argsort(-best, kind="stable")[:top]
-        return [{**self.summary(int(j)), "of_max": float(best[j])} for j in order if best[j]]
+        """The latents that fire on an example (see `searching.on_example`)."""
+        return searching.on_example(self, number, top)
 
     def try_on(self, net: Network, inputs: Any, latent: int | None = None) -> dict[str, Any]:
         """Run an input of one's own: {"tokens": […] or None, "activations": [rows][latents] of what fired, strongest

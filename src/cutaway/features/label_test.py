@@ -37,7 +37,8 @@ class Score:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Score:
         """The score in data that `to_dict` gave. Raises TypeError for anything else."""
-        return Score(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return Score(**given)
 
 
 def detection(said: np.ndarray, fires: np.ndarray, group: np.ndarray, seed: int = 0) -> Score:

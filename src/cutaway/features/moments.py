@@ -76,13 +76,15 @@ class Sites:
         self.whole = 0
         self._references: list[_Reference] = []
         self._snapshot = Snapshot(net.module)
+        self._device = next((tensor.device for tensor in net.module.parameters()), torch.device("cpu"))
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int) -> dict[str, Value]:
-        """The values of a batch of `count` examples by site.
+        """The values of a batch of `count` examples by site; inputs are brought to the network's device.
 
         Raises SiteError for a site that is not there, InputError for one whose rows belong to no example.
         """
-        form = tuple(tuple(tensor.shape[1:]) for tensor in tensors((args, dict(kwargs))))
+        args, kwargs = swap((args, dict(kwargs)), Tensor, lambda tensor: tensor.to(self._device))
+        form = tuple(tuple(tensor.shape[1:]) for tensor in tensors((args, kwargs)))
         if not self._references:
             self._refer(args, kwargs, count, form)
         for attempt in range(2):
@@ -195,7 +197,7 @@ def _rows(spot: Spot, value: Tensor, count: int) -> Value:
     value = take(value, picked)
     axes = tuple(axis for axis, index in zip(axes, picked, strict=True) if not isinstance(index, int))
     batch = axes.index("batch") if "batch" in axes else 0
-    if value.ndim < 2 or value.shape[batch] != count:
+    if value.ndim < 2 or value.shape[batch] != count or not value.numel():
         raise InputError(
             f"'{spot.site}' has shape {tuple(value.shape)} for {count} examples, so its rows belong to no example; "
             "choose a site with an axis of examples and one of numbers."

@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "approach": 0.2,  # share in which the aimed L0 goes from where it starts to k
     "first_l0": None,  # where that is: half of the latents, and k where thresholds are set to that
     "bandwidth": 1.0,  # of JumpReLU's straight-through estimate, in units in which rows have length sqrt(d)
+    "refit": True,  # undo L1's shrinkage at the end, where the rule is relu
     "prefixes": None,  # how many latents each nested dictionary has (Matryoshka)
     "dense": False,  # the plain step, where there is a faster one
 }
@@ -97,7 +98,7 @@ def planned(
             "Collect more rows, or ask for fewer latents."
         )
     whole = samples is None
-    samples = max(there, min(10 * there, 2000 * latents)) if samples is None else samples
+    samples = max(there, min(10 * there, 1000 * latents)) if samples is None else samples
     if not isinstance(samples, int) or samples < latents:
         raise InputError(f"{samples:,} samples are fewer than the {latents:,} latents; train on more.")
     batch = options["batch"] or default_batch(there, samples)

@@ -1,8 +1,8 @@
 """Non-negative sparse inference: codes that explain a row together, found atom by atom.
 
-One matrix product and a rule cannot tell which 12 of 1,024 overlapping directions a row of 128 numbers is made of: every
-feature that is there lights up the others a little. Taking the nearest direction, explaining it away, and looking again
-can, where features are few enough (Tropp & Gilbert 2007; non-negative: Bruckstein et al. 2008).
+One matrix product and a rule cannot tell which 12 of 1,024 overlapping directions a row of 128 numbers is made of:
+every feature that is there lights up the others a little. Taking the nearest direction, explaining it away, and looking
+again can, where features are few enough (Tropp & Gilbert 2007; non-negative: Bruckstein et al. 2008).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def pursue(
 ) -> tuple[Int[Tensor, "rows steps"], Float[Tensor, "rows steps"]]:
     """Which atoms (unit vectors) make up rows, and how much of each: as many as `steps`, of which some may be zero.
 
-    `pre` are the rows' products with the atoms. After each new atom the coordinates of all chosen are fitted again, none
-    below zero.
+    `pre` are the rows' products with the atoms. After each new atom the coordinates of all chosen are fitted again,
+    none below zero.
     """
     rows, steps = len(pre), min(steps, len(atoms))
     chosen = torch.zeros(rows, steps, dtype=torch.long, device=pre.device)

@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import InputError
 from .architectures import placed
 from .card import Card
-from .codes import Codes
 from .dictionary import Dictionary, concatenated, fvu
 from .pursuit import pursue
 from .rows import Rows
@@ -34,31 +32,39 @@ GROWN = 0.5  # share of the steps after which a row may have as many as it needs
 KEEP = 0.95  # of the statistics after a step
 TWINS = 0.9  # cosine from which on two atoms are one
 RENEWED = 20  # steps between looks for dead atoms and twins
+APART = (0.3, 0.4, 0.5, 0.6, 0.7)  # shares of the steps after which atoms that hold others are looked for
+NEAR = 4.0  # spreads of a random cosine from which on the rarer of two atoms is taken to hold the other
+HELD = 6  # others that an atom is kept apart from, at most
 
 
 @dataclass
 class _State:
-    """Atoms [latents, d], the constant [d], and running means over rows: products of codes (the constant, 1, is the last
-    code), and how often each fires."""
+    """Atoms [latents, d], the constant [d], and running means over rows: products of codes (the constant, 1, is the
+    last code), and how often each fires. `floor` is the running threshold above which k codes a row are; `held` are the
+    atoms that each is kept apart from, with zeros in `holds` where there are fewer."""
 
     atoms: Tensor
     constant: Tensor
     gram: Tensor
     usage: Tensor
-    within: Tensor = field(default_factory=lambda: torch.zeros(0))
-    within_on: Tensor = field(default_factory=lambda: torch.zeros(0))
+    held: Tensor
+    holds: Tensor
     floor: float = 0.0
 
 
 def recover_dictionary(
-    rows: Rows, latents: int, k: float, *, reads: Sequence[str] | None = None, samples: int | None = None, seed: int = 0,
-    batch: int = 4096, rate: float = 0.5, progress: Progress | None = None,
+    rows: Rows, latents: int, k: float, *, reads: Sequence[str] | None = None, samples: int | None = None,
+    seed: int = 0, batch: int = 4096, rate: float = 0.5, apart: bool = True, progress: Progress | None = None,
 ) -> Dictionary:  # fmt: skip
     """A dictionary of `latents` directions, `k` of which are on in a row on average, found by alternating pursuit and
     least squares. It sees `samples` rows, by default 200 batches.
 
-    Needs far fewer rows than a sparse autoencoder and more time a row, and memory for latents² numbers. Raises InputError
-    for settings that cannot be and for fewer rows than latents.
+    Where a feature comes only with another, the sparsest code is one atom for both, and the two are never told apart by
+    what is reconstructed. With `apart`, an atom that overlaps with more frequent ones is kept orthogonal to them; it
+    costs reconstruction where directions truly overlap.
+
+    Needs far fewer rows than a sparse autoencoder and more time a row, and time for latents³ and memory for latents²
+    numbers. Raises InputError for settings that cannot be and for fewer rows than latents.
     """
     places, _ = placed("batchtopk", rows.places, reads, reads)
     batch = min(batch, max(len(rows) // 2, 1))
@@ -74,8 +80,8 @@ def recover_dictionary(
         if state is None:
             state = _first(x, latents, seed)
         error = _step(state, x, k, number / steps, rate)
-        if KICKS and any(number == int(kick * steps) for kick in KICKS):
-            _untangle(state)
+        if apart and number in [int(share * steps) for share in APART]:
+            _find_held(state)
         if number % RENEWED == RENEWED // 2 and number < 0.8 * steps:
             _renew(state, x, error)
         if progress is not None:
@@ -83,7 +89,7 @@ def recover_dictionary(
     assert state is not None
     told = {
         "kind": "pursuit", "k": k, "latents": latents, "seed": seed, "samples": steps * batch, "steps": steps,
-        "batch": batch, "rate": rate, "seconds": round(time.perf_counter() - started, 3),
+        "batch": batch, "rate": rate, "apart": apart, "seconds": round(time.perf_counter() - started, 3),
     }  # fmt: skip
     made = _made(state, next(_stream(rows, sites, batch, seed + 1, 1)), k)
     probe = concatenated(rows.sample(batch, seed=seed + 2), sites)
@@ -110,7 +116,9 @@ def _first(x: Tensor, latents: int, seed: int) -> _State:
     """Random directions with the rows' spread."""
     mean = x.mean(0)
     mix = torch.randn(latents, len(x), generator=torch.Generator().manual_seed(seed)) @ (x - mean)
-    return _State(functional.normalize(mix, dim=1), mean, torch.zeros(0), torch.zeros(latents))
+    held = torch.zeros(latents, min(HELD, latents), dtype=torch.long)
+    atoms = functional.normalize(mix, dim=1)
+    return _State(atoms, mean, torch.zeros(0), torch.zeros(latents), held, torch.zeros(held.shape))
 
 
 def _dense(chosen: Tensor, found: Tensor, latents: int) -> Tensor:
@@ -121,15 +129,11 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     """One step: codes of the rows, then a step of Newton's method towards the directions that fit them best. Gives what
     was left unexplained before it."""
     latents = len(state.atoms)
-    most = k * (FIRST + (REACHT - FIRST) * min(done / GROWN, 1.0))
+    most = k * (FIRST + (REACH - FIRST) * min(done / GROWN, 1.0))
     centred = x - state.constant
-    codes = _dense(*pursue(centred @ state.atoms.T, state.atoms, max(round(most), 1)), latents)
-    if TH:
-        count = round(k * len(x))
-        values = codes[codes > 0]
-        now = float(values.topk(count).values[-1]) if len(values) > count else 0.0
-        state.floor = max(0.9 * state.floor + 0.1 * now, 0)
-        codes = codes * (codes > TH * state.floor)
+    chosen, found = pursue(centred @ state.atoms.T, state.atoms, max(round(most), 1))
+    state.floor = 0.9 * state.floor + 0.1 * _threshold(found, k)
+    codes = _dense(chosen, found * (found > state.floor), latents)
     left = centred - codes @ state.atoms
     known = torch.cat([codes, codes.new_ones(len(codes), 1)], 1)
     gram = known.T @ known / len(x)
@@ -140,38 +144,34 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     move = torch.linalg.solve(damped, known.T @ left / len(x), left=True)
     rate *= min((1 - done) / 0.3, 1.0)
     state.atoms = functional.normalize(state.atoms + rate * move[:-1], dim=1)
-    _apart(state)
+    if bool(state.holds.any()):
+        _keep_apart(state)
     state.constant = state.constant + rate * move[-1]
     return left
 
 
-KICKS = (0.3, 0.4, 0.5, 0.6, 0.7)
-TH = 1.0
-COH = 4.0
-REACHT = 1.5
-MOST = 6
+def _threshold(found: Tensor, k: float) -> float:
+    """Above it there are k coordinates a row on average; 0 where there are fewer."""
+    values, count = found[found > 0], round(k * len(found))
+    return float(values.topk(count + 1).values[-1]) if len(values) > count else 0.0
 
 
-def _untangle(state: _State) -> None:
+def _find_held(state: _State) -> None:
+    """Which more frequent atoms each overlaps with: now, or when it was last found and since kept apart from."""
     cosines = state.atoms @ state.atoms.T
-    near = (cosines > COH / state.atoms.shape[1] ** 0.5) & (state.usage > state.usage[:, None])
-    score = torch.where(near, cosines, 0.0)
-    if len(state.within):
-        old = torch.zeros_like(score).scatter_(1, state.within, (state.within_on > 0).float())
-        score = torch.maximum(score, old * (state.usage > state.usage[:, None]))
-    best = score.topk(min(MOST, len(score)), dim=1)
-    state.within, state.within_on = best.indices, best.values
-    _apart(state)
+    rarer = state.usage > state.usage[:, None]
+    near = torch.where(cosines > NEAR / state.atoms.shape[1] ** 0.5, cosines, 0.0)
+    before = torch.zeros_like(near).scatter_(1, state.held, (state.holds > 0).float())
+    best = (torch.maximum(near, before) * rarer).topk(state.held.shape[1], dim=1)
+    state.held, state.holds = best.indices, best.values
 
 
-def _apart(state: _State) -> None:
-    if not len(state.within):
-        return
-    for _ in range(2):
-        others = state.atoms[state.within] * (state.within_on > 0)[..., None]
-        gram = others @ others.mT + 1e-3 * torch.eye(others.shape[1])
-        share = torch.linalg.solve(gram, (others @ state.atoms[..., None]))
-        state.atoms = functional.normalize(state.atoms - (others.mT @ share)[..., 0], dim=1)
+def _keep_apart(state: _State) -> None:
+    """Take out of each atom what lies along those that it is kept apart from."""
+    others = state.atoms[state.held] * (state.holds > 0)[..., None]
+    gram = others @ others.mT + 1e-3 * torch.eye(others.shape[1])
+    share = torch.linalg.solve(gram, others @ state.atoms[..., None])
+    state.atoms = functional.normalize(state.atoms - (others.mT @ share)[..., 0], dim=1)
 
 
 def _renew(state: _State, x: Tensor, left: Tensor) -> None:
@@ -183,8 +183,7 @@ def _renew(state: _State, x: Tensor, left: Tensor) -> None:
     worst = left.norm(dim=1).topk(len(dead)).indices
     state.atoms[dead] = functional.normalize(left[worst], dim=1)
     state.usage[dead] = state.usage.mean()
-    if len(state.within):
-        state.within_on[dead] = 0
+    state.holds[dead] = 0
     size = state.gram.diagonal()[:-1].mean()
     state.gram[dead], state.gram[:, dead] = 0, 0
     state.gram[dead, dead] = size
@@ -194,11 +193,10 @@ def _made(state: _State, x: Tensor, k: float) -> Dictionary:
     """The dictionary, with the threshold above which k coordinates a row are on average."""
     reach = max(math.ceil(REACH * k), 1)
     _, found = pursue((x - state.constant) @ state.atoms.T, state.atoms, reach)
-    values = found[found > 0]
-    count = min(round(k * len(x)), len(values))
-    threshold = float(values.topk(count).values[-1]) * (1 - 1e-6) if count else 0.0
+    threshold = _threshold(found, k)
     weights = {
         "encoder": state.atoms, "decoder": state.atoms.clone(), "center": state.constant,
         "decoder_bias": state.constant.clone(),
     }  # fmt: skip
-    return Dictionary("pursuit", "pursuit", weights, round(k), {"threshold": torch.full((len(state.atoms),), threshold)})
+    extra = {"threshold": torch.full((len(state.atoms),), threshold)}
+    return Dictionary("pursuit", "pursuit", weights, max(round(k), 1), extra)

@@ -70,7 +70,7 @@ def first_weights(
     }  # fmt: skip
     if kind.skip and ridge is not None:
         weights["skip"] = ridge
-    some = slice(0, max((1 << 24) // latents, 1))
+    some = slice(0, max((1 << 22) // latents, 256))
     pre = x[some] @ encoder.T
     if not kind.skip:  # the first reconstruction is of the right size
         made = keep_top_of_batch(pre.relu(), k) @ weights["decoder"]

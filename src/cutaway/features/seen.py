@@ -38,8 +38,13 @@ class Part:
 class Seen(Protocol):
     """Rows to look at. `examples[i]` is input number i without its batch axis: token ids [pos] or numbers."""
 
-    examples: Sequence[Tensor]
-    manifest: dict[str, Any]
+    @property
+    def examples(self) -> Sequence[Tensor]:
+        """The inputs."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Which data they are, JSON-able."""
 
     def parts(self, sites: Sequence[str]) -> Iterator[Part]:
         """All rows of some sites, example by example."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .codes import Codes, rule_named
-from .top import best_codes, codes_above, fast_precision, room_for
+from .top import best_codes, better_precision, codes_above, fast_precision, room_for
 
 _ROWS = 4096  # rows whose codes are found at once
 _FEW, _LATENTS = 64, 512  # fewer rows or latents than these are not worth a search
@@ -48,7 +48,9 @@ def searched(
     pieces, room, precision = [], room_for(encoder), fast_precision(str(rows.device))
     if activation == "topk":
         for part in rows.split(_ROWS):
-            pieces.append(best_codes(part, encoder, bias, k, precision=precision, room=room).codes)
+            best = best_codes(part, encoder, bias, k, precision=precision, room=room)
+            precision = better_precision(precision, best.redone)
+            pieces.append(best.codes)
         return Codes.joined(pieces)
     least = _LEAST[activation](bias, extra)
     some = rows[:: max(len(rows) // _FEW, 1)]

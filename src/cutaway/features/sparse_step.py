@@ -20,10 +20,11 @@ from ..errors import InputError
 from .codes import Codes
 from .products import group_sums, offsets_of, sampled_products
 from .row_adam import RowAdam
-from .top import best_codes, fast_precision, room_for
+from .top import best_codes, better_precision, fast_precision, room_for
 
-_CHUNK = 1024  # latents whose gradients exist at once
+_CHUNK = 512  # latents whose gradients exist at once
 _REVIVED = 2048  # dead latents that one step can revive
+_PRECISIONS = ("int8", "bfloat16", "float32")
 _NAMES = ("encoder", "encoder_bias", "decoder", "decoder_bias")
 
 
@@ -49,7 +50,8 @@ class Options:
     arXiv:2503.17547); its loss is the mean of the parts'. A latent that has not fired for `dead_after` rows is dead:
     dead ones learn to reconstruct the others' error (AuxK, Gao et al. 2024, arXiv:2406.04093), `revive` of them a row
     at most (default: half the width), on the first eighth of the batch, with `weight`. `precision` is that of the
-    search for the latents that fire, by default the fastest one here; values are in single precision for any.
+    search for the latents that fire, by default the fastest one here; values are in single precision for any. When it
+    leaves too many rows unsure, steps go on with a more exact one.
     """
 
     nested: Sequence[int] = ()
@@ -101,7 +103,8 @@ class SparseStep:
     def state(self) -> dict[str, Tensor]:
         """Everything that going on exactly from here needs, copied."""
         found = {f"{name}.{what}": getattr(part, what).clone() for name, part in self.parts.items() for what in _STATE}
-        return {**found, "idle": self.idle.clone(), "counts": torch.tensor([self.steps, self.threshold]).double()}
+        counts = [self.steps, self.threshold, _PRECISIONS.index(self.precision)]
+        return {**found, "idle": self.idle.clone(), "counts": torch.tensor(counts, dtype=torch.double)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -109,7 +112,8 @@ class SparseStep:
             for what in _STATE:
                 getattr(part, what).copy_(state[f"{name}.{what}"])
         self.idle.copy_(state["idle"])
-        self.steps, self.threshold = int(state["counts"][0]), float(state["counts"][1])
+        steps, self.threshold, precision = state["counts"].tolist()
+        self.steps, self.precision = int(steps), _PRECISIONS[int(precision)]
 
     @torch.no_grad()
     def step(self, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"], lr: float) -> StepReport:
@@ -132,6 +136,7 @@ class SparseStep:
         dead = (self.idle >= self.options.dead_after).nonzero()[:, 0]
         extra = self._revived(dead, x, error) if len(dead) else None
         tails.mul_(2 / (len(x) * len(self.nested)))  # the loss's gradient from here on; `error` may be the same numbers
+        self.precision = better_precision(self.precision, best.redone)
         self.steps += 1
         self._change(x, tails, codes, bags, fired, extra, lr)
         total = tails.view(len(x), len(self.nested), -1)[:, 0].sum(0)

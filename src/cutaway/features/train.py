@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import time
@@ -16,11 +17,12 @@ from ..errors import InputError
 from .architectures import kind_named, masks, spans
 from .card import Card
 from .checkpoints import interruptions, keep, kept
-from .codes import PIECE
+from .codes import PIECE, Codes
 from .dense_step import DenseStep, Step, StepReport
 from .dictionary import Dictionary, concatenated
-from .objectives import RULES, linear
+from .objectives import RULES, linear, made
 from .plan import Plan, planned
+from .refit import gains
 from .rows import Rows
 from .scaling import Units, first_weights, folded, units_of
 from .sparse_step import Options, SparseStep
@@ -78,12 +80,8 @@ def train_dictionary(
 
 def _looked_at(rows: Rows, plan: Plan) -> tuple[tuple[Units, Units], tuple[dict[str, Tensor], float]]:
     """Units of what is read and written, first weights, and the mean squared length of what is written."""
-    wanted = max(min(LOOKED_AT, (1 << 25) // sum(place.width for place in (*plan.reads, *plan.writes))), 256)
-    values: list[tuple[Tensor, Tensor]] = []
-    for values_here in _stream(rows, plan, 0):
-        values.append(values_here)
-        if len(values) * plan.batch >= wanted or len(values) == plan.in_pass:
-            break
+    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
+    values = itertools.islice(_stream(rows, plan, 0), batches)
     x, y = (torch.cat(parts) for parts in zip(*values, strict=True))
     units = units_of(x, plan.reads), units_of(y, plan.writes)
     x, y = units[0].inside(x), units[1].inside(y)
@@ -194,34 +192,53 @@ def _finished(
 ) -> Dictionary:
     """The dictionary that a training ends with, and its card."""
     weights = {name: tensor.cpu() for name, tensor in step.weights().items()}
+    if plan.rule == "relu" and plan.options["refit"]:
+        _unshrink(rows, plan, weights, units)
     if RULES[plan.rule].activation == "jumprelu":
         before = weights.get("log_threshold", torch.zeros(plan.latents))
         weights["log_threshold"] = before + math.log(_threshold(rows, plan, weights, before.exp(), units[0]))
     found = folded(weights, *units)
-    extra = {name: found.pop(name) for name in ("threshold", "scale", "magnitude_bias") if name in found}
-    made = Dictionary(plan.kind, RULES[plan.rule].activation, found, round(plan.k), extra)
+    extra: dict[str, Tensor] = {
+        name: found.pop(name) for name in ("threshold", "scale", "magnitude_bias") if name in found
+    }
+    whole = Dictionary(plan.kind, RULES[plan.rule].activation, found, round(plan.k), extra)
     dead = int((quiet >= _silence(plan)).sum())
-    return made.but(card=_card(rows, plan, made, dead, seconds))
+    return whole.but(card=_card(rows, plan, whole, dead, seconds))
+
+
+def _unshrink(rows: Rows, plan: Plan, weights: dict[str, Tensor], units: tuple[Units, Units]) -> None:
+    """Scale each latent by its gain, on its encoder: what fires stays, and decoder rows keep their size."""
+    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
+    found: list[Codes] = []
+    left: list[Tensor] = []
+    for x, y in itertools.islice(_stream(rows, plan, 0), batches):
+        x, y = units[0].inside(x), units[1].inside(y)
+        found.append(Codes.of(linear(weights, x).relu()))
+        left.append(y - made(weights, torch.zeros(len(x), plan.latents), x))
+    by = gains(Codes.joined(found), weights["decoder"], torch.cat(left))
+    weights["encoder"], weights["encoder_bias"] = weights["encoder"] * by[:, None], weights["encoder_bias"] * by
 
 
 def _threshold(rows: Rows, plan: Plan, weights: dict[str, Tensor], latents: Tensor, units: Units) -> float:
     """How many times their thresholds pre-activations must be, for k latents a row to fire on average: the same number
     for all latents, from the first rows of training."""
-    best, seen = torch.zeros(0), 0
     scaled = {name: weights[name] / latents.view(-1, *[1] * (weights[name].ndim - 1)) for name in _READS}
-    for x, _ in _stream(rows, plan, 0):
-        for part in units.inside(x).split(max(PIECE // plan.latents, 1)):
-            values = linear(scaled, part).flatten()
-            seen += len(part)
-            best = torch.cat([best, values[values > 0]])
-            best = best.topk(min(2 * round(plan.k * seen) + plan.latents, len(best)), sorted=False).values
-        if seen >= min(LOOKED_AT, plan.in_pass * plan.batch):
-            break
-    count = min(round(plan.k * seen), len(best) - 1)
-    return float(best.topk(count + 1).values[-1]) if count >= 0 else 1.0
+    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
+    rows_in = torch.cat([x for x, _ in itertools.islice(_stream(rows, plan, 0), batches)])
+    count, best = round(plan.k * len(rows_in)), torch.zeros(0)
+    for part in units.inside(rows_in).split(max(PIECE // plan.latents, 1)):
+        values = linear(scaled, part).flatten()
+        best = torch.cat([best, values[values > 0]])
+        best = best.topk(min(count + 1, len(best)), sorted=False).values
+    return float(best.min()) if len(best) else 1.0
 
 
-def _card(rows: Rows, plan: Plan, made: Dictionary, dead: int, seconds: float) -> Card:
+def _most_rows(plan: Plan) -> int:
+    """From how many rows means, scales and thresholds are taken, at most."""
+    return max(min(LOOKED_AT, (1 << 25) // sum(place.width for place in (*plan.reads, *plan.writes))), 256)
+
+
+def _card(rows: Rows, plan: Plan, whole: Dictionary, dead: int, seconds: float) -> Card:
     from .. import __version__
 
     options = {name: value for name, value in plan.options.items() if name not in ("rule", "batch", "lr")}
@@ -231,7 +248,7 @@ def _card(rows: Rows, plan: Plan, made: Dictionary, dead: int, seconds: float) -
         "dead": dead, "dead_after": _silence(plan), "seconds": round(seconds, 3), "options": options,
     }  # fmt: skip
     versions = {"cutaway": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    reference = _measured(rows, plan, made)
+    reference = _measured(rows, plan, whole)
     if isinstance(rows, Activations) and (inputs := _probe(rows)) is not None:
         reference["inputs"] = inputs
     network = rows.manifest.get("network", "")
@@ -249,14 +266,14 @@ def _probe(rows: Activations) -> Any:
     return torch.stack(found).tolist() if found and sum(value.numel() for value in found) <= PROBE[1] else None
 
 
-def _measured(rows: Rows, plan: Plan, made: Dictionary) -> dict[str, Any]:
+def _measured(rows: Rows, plan: Plan, whole: Dictionary) -> dict[str, Any]:
     """L0, FVU and mean length on the batches that training never saw."""
     seen, fired, error, length = 0, 0, 0.0, 0.0
-    mean, spread = torch.zeros(made.out_width, dtype=torch.double), 0.0
+    mean, spread = torch.zeros(whole.out_width, dtype=torch.double), 0.0
     for values in rows.batches(plan.batch, seed=plan.seed, skip=plan.in_pass):
         x, y = _ends(values, plan)
         start = 0
-        for codes, again in made.reconstructions(x):
+        for codes, again in whole.reconstructions(x):
             part = y[start : start + len(codes)].double()
             start += len(codes)
             fired += len(codes.latents)

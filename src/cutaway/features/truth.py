@@ -135,7 +135,9 @@ def _ridge(fit: tuple[Tensor, Codes], test: tuple[Tensor, Codes], strength: floa
     return {"f1_best_threshold": float(torch.cat(found).mean())}
 
 
-def _score(dictionary: Dictionary, world: World, fit: tuple[Tensor, Codes], test: tuple[Tensor, Codes]) -> dict[str, Any]:
+def _score(
+    dictionary: Dictionary, world: World, fit: tuple[Tensor, Codes], test: tuple[Tensor, Codes]
+) -> dict[str, Any]:
     signed = dictionary.activation in _SIGNED
     decoder = dictionary.decoder.float()
     which, cosine = match(decoder, world.directions, signed=signed)

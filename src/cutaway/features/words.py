@@ -26,7 +26,7 @@ from .arrays import Shapes, open_arrays
 from .dictionary import Dictionary
 
 KEPT = 10  # entries kept at each end of a latent's outputs
-SHORT = 8  # tokens of the recording that paths are read from
+SHORT = 2  # tokens of the recording that paths are read from
 _PIECE = 1 << 24
 _SIDES = ("promoted", "suppressed", "read")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -12,22 +14,27 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def evaluated(result: Data) -> RenderableType:
-    """The table of figures, how often latents fire, and notes."""
-    facts, figures = result["facts"], result["figures"]
-    others = list(dict.fromkeys(name for one in figures for name in one["controls"]))
-    table, indented = grid("figure", "value>", "95 %>", *(f"{name}>" for name in others))
-    table.columns[0].no_wrap = True
-    for one in figures:
-        beside = [one["controls"].get(name) for name in others]
-        span = "" if one["low"] is None else f"{_short(one['low'])}…{_short(one['high'])}"
-        table.add_row(
-            Text.assemble(one["name"], (f" {_BETTER[one['better']]}", "cyan")),
-            Text(_short(one["value"]), style="bold"), Text(span, style="dim"), *map(_short, beside),
-        )  # fmt: skip
+    """Tables of figures, one for each set of controls, how often latents fire, and notes."""
+    facts = result["facts"]
+    tables = [
+        _table(list(some), names) for names, some in groupby(result["figures"], lambda one: tuple(one["controls"]))
+    ]
     told = [indent(Text(f"{name}: {about}", style="dim")) for name, about in facts["controls"].items()]
     note = f"{facts['rows']:,} rows" + (f" of '{facts['network']}'" if facts["network"] else "")
     notes = [indent(Text(line, style="yellow")) for line in result["notes"]]
-    return Group(heading(facts["dictionary"], note), indented, *told, *_densities(result["densities"]), *notes)
+    return Group(heading(facts["dictionary"], note), *tables, *told, *_densities(result["densities"]), *notes)
+
+
+def _table(figures: list[Data], others: tuple[str, ...]) -> RenderableType:
+    table, indented = grid("figure", "value>", "±>", *(f"{name}>" for name in others))
+    for one in figures:
+        half = "" if one["low"] is None else f"{(one['high'] - one['low']) / 2:.1g}"
+        table.add_row(
+            Text.assemble(one["name"], (f" {_BETTER[one['better']]}", "cyan")),
+            Text(_short(one["value"]), style="bold"), Text(half, style="dim"),
+            *(_short(one["controls"][name]) for name in others),
+        )  # fmt: skip
+    return indented
 
 
 def _densities(densities: Data) -> list[RenderableType]:

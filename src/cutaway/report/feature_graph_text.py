@@ -12,7 +12,9 @@ from .run_text import network
 def graph(result: Data) -> RenderableType:
     """An attribution graph over latents."""
     counts, kept, scores = result["counts"], result["kept"], result["scores"]
-    size = ", ".join(f"{kept[kind]:,} of {counts[kind]:,} {kind}s" for kind in counts if kind != "edges" and counts[kind])
+    size = ", ".join(
+        f"{kept[kind]:,} of {counts[kind]:,} {kind}s" for kind in counts if kind != "edges" and counts[kind]
+    )
     ends = ", ".join(f"{row['output']!r} ({row['probability']:.2f})" for row in result["outputs"])
     nodes, shown = grid("influence>", "node")
     for row in result["nodes"]:
@@ -32,8 +34,8 @@ def graph(result: Data) -> RenderableType:
         value, low, high = test["correlation"]
         between = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
         parts.append(Text(
-            f"Taken away in the network: predicted and actual changes of {test['n']} latents correlate {value:.3f}{between} "
-            f"(1 is best; {test['control']}: {test['control_correlation'][0]:.3f}); mean change "
+            f"Taken away in the network: predicted and actual changes of {test['n']} latents correlate "
+            f"{value:.3f}{between} (1 is best; {test['control']}: {test['control_correlation'][0]:.3f}); mean change "
             f"{test['mean_effect']:.4g}, of random latents {test['control_mean_effect']:.4g}"
         ))  # fmt: skip
     parts += [Text(f"Written: {path}") for path in result["files"].values()]
