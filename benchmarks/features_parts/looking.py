@@ -170,15 +170,14 @@ def _labels(seeds: int, command: str) -> list[Row]:
 
 def stories(net: cw.Network, seed: int) -> Tensor:
     """[texts, tokens]: what the model itself writes, drawn token by token."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.ones(STORIES, 1, dtype=torch.long)
-    cache = None
+    torch.manual_seed(seed)
+    begun = torch.ones(STORIES, 1, dtype=torch.long)
     with torch.no_grad():
-        for _ in range(TOKENS - 1):
-            made = net.module(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-            cache = made.past_key_values
-            ids = torch.cat([ids, torch.multinomial(made.logits[:, -1].softmax(-1), 1, generator=generator)], 1)
-    return ids
+        made: Tensor = net.module.generate(
+            begun, attention_mask=torch.ones_like(begun), do_sample=True, top_k=0, max_new_tokens=TOKENS - 1,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+    return made
 
 
 def _spent(job: Callable[[], Any]) -> float:

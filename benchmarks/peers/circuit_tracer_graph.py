@@ -25,6 +25,7 @@ class _Tokens:
     bos_token_id = cls_token_id = pad_token_id = eos_token_id = 0
     all_special_ids = (0,)
     padding_side = "right"
+    vocab_size = 50257
 
     def decode(self, ids: Any, **options: Any) -> str:
         return str(ids)

@@ -63,6 +63,21 @@ _NAMES = {
     "circuit_curve": "claims.curves",
     "stability": "claims.stability",
     "Claim": "claims.claim",
+    "collect": "features.collect",
+    "forecast_collect": "features.collect",
+    "open_activations": "features.store",
+    "train_dictionary": "features.train",
+    "fit_dictionary": "features.classical",
+    "evaluate_dictionary": "features.evaluate",
+    "Dictionary": "features.dictionary",
+    "load_dictionary": "features.opening",
+    "load_dictionaries": "features.opening",
+    "save_dictionary": "features.files",
+    "save_sae_lens": "features.sae_lens",
+    "check_fit": "features.fit",
+    "build_index": "features.index",
+    "open_index": "features.index",
+    "feature_graph": "circuits.feature_graph",
     "Check": "run.check",
     "Project": "project",
     "errors": "errors",
@@ -105,7 +120,9 @@ def open(
     from .run.opening import open_network
 
     options = {"tokenizer": tokenizer, "processor": processor, "name": name, "trust_remote_code": trust_remote_code}
-    return open_network(what, lifter=lift, config=config, **options)
+    net = open_network(what, lifter=lift, config=config, **options)
+    net.attacher = lambda *given, **more: import_module(".features.attach", __name__).attach(*given, **more)
+    return net
 
 
 def check(what: Any, *inputs: Any, expected: Any = None, **kwargs: Any) -> Any:

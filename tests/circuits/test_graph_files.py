@@ -98,5 +98,7 @@ def test_the_verb_explains_saves_and_draws(tmp_path: Path) -> None:
     console = Console(record=True, width=120)
     console.print(verb.show(result))
     assert "Replacement score" in console.export_text()
+    with pytest.raises(InputError, match="2 texts are given"):
+        verb({**asked, "text": ["a", "b"]})
     with pytest.raises(InputError, match="No dictionaries are named"):
         verb({"model": "indirect-object"})

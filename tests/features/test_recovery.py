@@ -109,6 +109,19 @@ def test_rows_at_hand_are_read_again_and_again() -> None:
     assert made.encode(rows.values["resid.1"]).min() >= 0
 
 
+def test_the_truth_stays_where_it_is() -> None:
+    world = small()
+    made = recover_dictionary(world, 128, 3.0, samples=20_000, batch=512, start=pursuing(world, 3))
+    assert (made.decoder * world.directions).sum(1).mean() > 0.97
+    with pytest.raises(InputError, match=r"table of \(128, 32\)"):
+        recover_dictionary(world, 64, 3.0, samples=2000, start=pursuing(world, 3))
+
+
+def test_rows_that_are_all_zero_are_no_harm() -> None:
+    made = recover_dictionary(InMemory({"a": torch.zeros(500, 4)}), 8, 2.0, samples=2000, batch=100)
+    assert made.encode(torch.zeros(3, 4)).eq(0).all()
+
+
 @pytest.mark.parametrize(
     ("latents", "k", "told"),
     [(0, 1.0, "these are 0"), (8, 0.0, "k"), (8, 9.0, "8 and 9"), (999, 3.0, "100 rows for 999")],

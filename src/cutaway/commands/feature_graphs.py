@@ -40,6 +40,8 @@ def attribute(
 
     if not dictionary:
         raise InputError("No dictionaries are named; give --dictionary FILE, several times for several of them.")
+    if len(text) > 1:
+        raise InputError(f"A graph is that of one input, and {len(text)} texts are given; give --text once.")
     found = [one for path in dictionary for one in load_dictionaries(path)]
     net = open_model(model)
     trace = net.record(inputs_of(net, text)[:1])

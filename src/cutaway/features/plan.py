@@ -120,9 +120,9 @@ def planned(
 
 
 def default_batch(rows: int, samples: int) -> int:
-    """A power of two: large where there are many rows, and small enough for 2,000 steps and twenty batches a pass."""
-    most = min(4096, samples / 2000, rows / 20)
-    return max(2 ** int(math.log2(max(most, 1))), min(32, rows // 2))
+    """A power of two: large where there are many rows, and small enough for 1,000 steps and twenty batches a pass."""
+    most = min(4096, samples / 1000, rows / 20)
+    return max(2 ** int(math.log2(max(most, 1))), min(64, rows // 2))
 
 
 def _check_counts(latents: int, k: float, rule: str) -> None:

@@ -29,6 +29,7 @@ from .solvers import REACH
 Progress = Callable[[str, int, int], None]
 FIRST = 0.5  # atoms a row at first, as a share of k
 GROWN = 0.5  # share of the steps after which a row may have as many as it needs
+STEPS = 200  # by default
 KEEP = 0.95  # of the statistics after a step
 TWINS = 0.9  # cosine from which on two atoms are one
 RENEWED = 20  # steps between looks for dead atoms and twins
@@ -54,10 +55,12 @@ class _State:
 
 def recover_dictionary(
     rows: Rows, latents: int, k: float, *, reads: Sequence[str] | None = None, samples: int | None = None,
-    seed: int = 0, batch: int = 4096, rate: float = 0.5, apart: bool = True, progress: Progress | None = None,
+    seed: int = 0, batch: int | None = None, rate: float = 0.5, apart: bool = True,
+    start: Dictionary | None = None, progress: Progress | None = None,
 ) -> Dictionary:  # fmt: skip
     """A dictionary of `latents` directions, `k` of which are on in a row on average, found by alternating pursuit and
-    least squares. It sees `samples` rows, by default 200 batches.
+    least squares. It sees `samples` rows, by default 200 batches. `start` gives the first directions, else they are
+    random.
 
     Where a feature comes only with another, the sparsest code is one atom for both, and the two are never told apart by
     what is reconstructed. With `apart`, an atom that overlaps with more frequent ones is kept orthogonal to them; it
@@ -67,18 +70,20 @@ def recover_dictionary(
     numbers. Raises InputError for settings that cannot be and for fewer rows than latents.
     """
     places, _ = placed("batchtopk", rows.places, reads, reads)
-    batch = min(batch, max(len(rows) // 2, 1))
+    batch = min(batch or max(min((samples or 4096 * STEPS) // STEPS, 4096), 256), max(len(rows) // 2, 1))
     if not (latents > 0 and 0 < k <= latents):
         raise InputError(f"A dictionary needs latents and 0 < k <= latents; these are {latents} and {k:g}.")
     if len(rows) < latents:
         raise InputError(f"There are {len(rows):,} rows for {latents:,} latents; give at least as many.")
+    if start is not None and start.decoder.shape != (latents, sum(place.width for place in places)):
+        raise InputError(f"The dictionary to start from is a table of {tuple(start.decoder.shape)}, not as asked for.")
     sites = tuple(place.site for place in places)
-    steps = max((samples or 200 * batch) // batch, 1)
+    steps = max((samples or STEPS * batch) // batch, 1)
     started = time.perf_counter()
     state = None
     for number, x in enumerate(_stream(rows, sites, batch, seed, steps)):
         if state is None:
-            state = _first(x, latents, seed)
+            state = _first(x, latents, seed, start)
         error = _step(state, x, k, number / steps, rate)
         if apart and number in [int(share * steps) for share in APART]:
             _find_held(state)
@@ -112,12 +117,14 @@ def _stream(rows: Rows, sites: tuple[str, ...], batch: int, seed: int, steps: in
         turn += 1_000
 
 
-def _first(x: Tensor, latents: int, seed: int) -> _State:
-    """Random directions with the rows' spread."""
+def _first(x: Tensor, latents: int, seed: int, start: Dictionary | None) -> _State:
+    """Random directions with the rows' spread, or those of a dictionary and its constant."""
     mean = x.mean(0)
     mix = torch.randn(latents, len(x), generator=torch.Generator().manual_seed(seed)) @ (x - mean)
     held = torch.zeros(latents, min(HELD, latents), dtype=torch.long)
     atoms = functional.normalize(mix, dim=1)
+    if start is not None:
+        atoms, mean = functional.normalize(start.decoder.float(), dim=1), start.decode(torch.zeros(latents))
     return _State(atoms, mean, torch.zeros(0), torch.zeros(latents), held, torch.zeros(held.shape))
 
 
@@ -140,7 +147,7 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     state.gram = gram if not len(state.gram) else state.gram.mul_(KEEP).add_(gram, alpha=1 - KEEP)
     state.usage.mul_(KEEP).add_((codes > 0).float().mean(0), alpha=1 - KEEP)
     sizes = state.gram.diagonal()
-    damped = state.gram + torch.diag(0.1 * sizes + 0.01 * sizes[:-1].mean())
+    damped = state.gram + torch.diag(0.1 * sizes + 0.01 * sizes[:-1].mean() + 1e-8)
     move = torch.linalg.solve(damped, known.T @ left / len(x), left=True)
     rate *= min((1 - done) / 0.3, 1.0)
     state.atoms = functional.normalize(state.atoms + rate * move[:-1], dim=1)

@@ -73,10 +73,11 @@ def _descended(pre: Tensor, atoms: Tensor, penalty: float | Tensor, signed: bool
 
 
 def _pursuit(pre: Tensor, atoms: Tensor, k: int, extra: Mapping[str, Tensor]) -> Tensor:
-    """Non-negative pursuit of unit atoms; what is below `extra["threshold"]`, a number a latent, is no feature."""
+    """Non-negative pursuit of unit atoms; with `extra["threshold"]`, a number a latent, only what is above it."""
     shape, pre = pre.shape, pre.reshape(-1, pre.shape[-1])
     chosen, found = pursue(pre, atoms, math.ceil(REACH * k))
-    found = found * (found > extra["threshold"][chosen])
+    if "threshold" in extra:
+        found = found * (found > extra["threshold"][chosen])
     return torch.zeros_like(pre).scatter(1, chosen, found).reshape(shape)
 
 

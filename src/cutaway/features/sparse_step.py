@@ -22,7 +22,7 @@ from .products import group_sums, offsets_of, sampled_products
 from .row_adam import RowAdam
 from .top import best_codes, better_precision, fast_precision, room_for
 
-_CHUNK = 512  # latents whose gradients exist at once
+_CHUNK = 3 << 17  # numbers of a gradient that exist at once
 _REVIVED = 2048  # dead latents that one step can revive
 _PRECISIONS = ("int8", "bfloat16", "float32")
 _NAMES = ("encoder", "encoder_bias", "decoder", "decoder_bias")
@@ -175,8 +175,9 @@ class SparseStep:
         starts = torch.zeros(codes.count + 1, dtype=torch.long, device=order.device)
         starts[1:] = fired.cumsum(0)
         decoder = self.parts["decoder"].weights
-        for start in range(0, codes.count, _CHUNK):
-            part = slice(start, min(start + _CHUNK, codes.count))
+        size = max(_CHUNK // decoder.shape[1], 1)
+        for start in range(0, codes.count, size):
+            part = slice(start, min(start + size, codes.count))
             first, last = int(starts[part.start]), int(starts[part.stop])
             offsets, here = starts[part.start : part.stop + 1] - first, slice(first, last)
             towards = sampled_products(decoder[part], tails, offsets, bags[here])

@@ -24,7 +24,7 @@ from ..errors import InputError
 from .codes import Codes
 from .products import offsets_of, sampled_products
 
-_PIECE = 1 << 21  # products that are made at once
+_PIECE, _ROWS = 1 << 20, 170  # products that are made at once, and rows at least
 _MEMBERS = 8  # latents in a group at most
 _BIAS = 8  # columns that the bias is spread over in eight bits, so that it does not spoil the weights' scale
 _CHUNK = 512  # latents that are brought to eight bits at once
@@ -142,7 +142,7 @@ def _floor_of_all(maxima: Float[Tensor, "rows groups"], count: int) -> Float[Ten
 
 def room_for(encoder: Float[Tensor, "latents d"]) -> Int[Tensor, "numbers"]:
     """Memory for the products that are made at once. Kept from search to search it is not asked for each time."""
-    return torch.empty(max(_PIECE, 64 * (len(encoder) + _MEMBERS)), dtype=torch.int32, device=encoder.device)
+    return torch.empty(max(_PIECE, _ROWS * (len(encoder) + _MEMBERS)), dtype=torch.int32, device=encoder.device)
 
 
 # From the groups' maxima, what a row's errors are proportional to, and how many latents a group has, to floors.
@@ -215,7 +215,7 @@ def _exactly(
     rows: Float[Tensor, "rows d"], encoder: Tensor, bias: Tensor, k: int, floor: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(row, latent, value) of the k best of each row, or of all above a floor, in full precision, by pieces."""
-    step = max(_PIECE // len(encoder), 64)
+    step = max(_PIECE // len(encoder), _ROWS)
     for start in range(0, len(rows), step):
         pre = torch.addmm(bias, rows[start : start + step], encoder.T)
         if floor is None:
@@ -341,8 +341,9 @@ def better_precision(precision: str, redone: float) -> str:
 @cache
 def fast_precision(device: str) -> str:
     """The lowest precision whose products are right and fastest on a device, tried once."""
-    rows = torch.randint(-127, 128, (256, 512), device=device).float()
-    latents = torch.randint(-127, 128, (1024, 512), device=device).float()
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randint(-127, 128, (1280, 512), generator=generator).to(device).float()
+    rows, latents = made[:256], made[256:]
     latents[0], rows[0] = 127, 127  # what would overflow sixteen bits
     jobs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "float32": lambda left, right: left @ right.T,

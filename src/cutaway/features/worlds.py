@@ -93,8 +93,8 @@ class World:
         return self.samples
 
     def but(self, **changed: Any) -> World:
-        """The same world with some fields changed: other directions, more noise."""
-        return replace(self, **changed)
+        """The same world with some fields changed: other directions, more noise. It has no manifest."""
+        return replace(self, **{"manifest": {}, **changed})
 
     # ---- rows
 
