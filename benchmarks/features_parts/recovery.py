@@ -62,6 +62,9 @@ def methods(world: World, seed: int) -> dict[str, Callable[[], Dictionary]]:
             world, FEATURES, ACTIVE, samples=SAMPLES, seed=seed, apart=False
         ),
         **trained,
+        "batchtopk's directions, codes by pursuit": lambda: recover_dictionary(
+            world, FEATURES, ACTIVE, samples=4096, batch=2048, rate=0.0, apart=False, start=trained["batchtopk"]()
+        ),
         "oracle (true directions, pursuit)": lambda: oracle(world),
     }
 

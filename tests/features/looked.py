@@ -9,7 +9,6 @@ from cutaway import organisms
 from cutaway.features import Card, Dictionary, Place
 from cutaway.run.network import Network
 
-
 WIDTH = 84  # of the residual stream of `talk`
 
 

@@ -14,9 +14,9 @@ from torch.optim.adam import adam
 class RowAdam:
     """A parameter with its moments (Kingma & Ba 2015, arXiv:1412.6980); changed in place.
 
-    Each step must give every row its gradient, zeros for latents that did not fire: this is dense Adam to the last bit.
-    Leaving out rows that did not fire would change what rare latents learn, and saves next to nothing, since with
-    batches of a thousand rows and more most latents fire in each.
+    Each step must give every row its gradient, zeros for latents that did not fire: this is dense Adam, made in parts.
+    Leaving out rows that did not fire would be another optimiser for latents that fire rarely, and could save little:
+    beside the search for the latents that fire, the whole of Adam is a few per cent of a step with thousands of rows.
     """
 
     weights: Tensor
