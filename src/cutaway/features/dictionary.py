@@ -18,8 +18,8 @@ from torch import Tensor
 from ..errors import InputError
 from .card import Card
 from .codes import PIECE, Codes, rule_named
-from .sparse_codes import searched
 from .solvers import SOLVERS
+from .sparse_codes import searched
 
 _FLOOR = 1e-5  # added to spreads, so that a constant row is no division by zero
 # How rows can be normalised one by one: from rows to what is subtracted from each and what each is divided by.
@@ -34,8 +34,8 @@ class Dictionary:
     """Coordinates = rule((value − center) · encoderᵀ + encoder_bias); what they stand for = coordinates · decoder +
     decoder_bias. A factor that values were multiplied by in training is folded into these weights.
 
-    `kind` is the method that found it ("topk", "pca" ...), `activation` the rule's name (see codes, solvers), `k` how many
-    latents may fire where the rule limits that, `extra` what else the rule needs, each a tensor [latents]. `per_row`:
+    `kind` is the method that found it ("topk", "pca" ...), `activation` the rule's name (see codes, solvers), `k` how
+    many latents may fire where the rule limits that, `extra` what else it needs, each a tensor [latents]. `per_row`:
     "standard" if each row is centred and brought to unit variance before encoding, "length" if it is brought to unit
     mean square; coordinates are in the value's units again.
 

@@ -148,10 +148,11 @@ def _dictionary_learning(folder: Path) -> list[Dictionary]:
         raise FormatError(
             f"{folder} holds a '{name}', and of dictionary_learning these are read: {', '.join(_DICTIONARY_LEARNING)}."
         )
+    bias = found.get("b_enc", found.get("encoder.bias"))
     if "W_enc" in found:
-        encoder, decoder, bias = found["W_enc"].T, found["W_dec"], found["b_enc"]
+        encoder, decoder = found["W_enc"].T, found["W_dec"]
     else:
-        encoder, decoder, bias = found["encoder.weight"], found["decoder.weight"].T, found.get("encoder.bias")
+        encoder, decoder = found["encoder.weight"], found["decoder.weight"].T
     rule, center = _DICTIONARY_LEARNING[name]
     out = next(found[key] for key in ("b_dec", "bias", "decoder_bias", "decoder.bias") if key in found)
     extra: dict[str, Tensor] = {}
