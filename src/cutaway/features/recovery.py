@@ -1,14 +1,12 @@
 """Dictionaries whose codes are inferred row by row: alternating sparse inference and least squares, online.
 
-A sparse autoencoder's encoder is one product and a rule, and where features overlap it cannot give their codes, so the
-directions learned from such codes are off as well. Here codes come from non-negative pursuit (see pursuit), and the
-directions from the least squares that those codes make (MOD, Engan et al. 1999; online as Mairal et al. 2009), with a
-constant beside them. Pursuit begins with few atoms a row, so that what is strongest is found first.
+Where features overlap, one product and a rule cannot give their codes. Here codes come from non-negative pursuit (see
+pursuit), and the directions from the least squares that those codes make (MOD, Engan et al. 1999; online as Mairal et
+al. 2009), with a constant beside them. Pursuit begins with few atoms a row, so that what is strongest is found first.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from .card import Card
 from .dictionary import Dictionary, concatenated, fvu
 from .pursuit import pursue
 from .rows import Rows
-from .solvers import REACH
+from .solvers import reach
 
 Progress = Callable[[str, int, int], None]
 FIRST = 0.5  # atoms a row at first, as a share of k
@@ -66,8 +64,10 @@ def recover_dictionary(
     what is reconstructed. With `apart`, an atom that overlaps with more frequent ones is kept orthogonal to them; it
     costs reconstruction where directions truly overlap.
 
-    Needs far fewer rows than a sparse autoencoder and more time a row, and time for latents³ and memory for latents²
-    numbers. Raises InputError for settings that cannot be and for fewer rows than latents.
+    A row costs more time than in a sparse autoencoder; a step takes time for latents³ and memory for latents² numbers.
+    Where features come only with others, an autoencoder's directions are nearer to the truth: see `infer_codes`.
+
+    Raises InputError for settings that cannot be and for fewer rows than latents.
     """
     places, _ = placed("batchtopk", rows.places, reads, reads)
     batch = min(batch or max(min((samples or 4096 * STEPS) // STEPS, 4096), 256), max(len(rows) // 2, 1))
@@ -106,6 +106,22 @@ def recover_dictionary(
     return made.but(card=Card(places, places, network, reference, dict(rows.manifest), told))
 
 
+def infer_codes(dictionary: Dictionary, rows: Rows, k: float, *, count: int = 4096, seed: int = 0) -> Dictionary:
+    """A dictionary with the directions of another (a trained autoencoder, say), whose codes are inferred row by row by
+    non-negative pursuit; from `count` rows comes the threshold above which `k` latents a row fire on average.
+
+    An encoder that is one product and a rule cannot tell overlapping features apart; this can, for the price of k
+    products. Raises InputError as `recover_dictionary` does.
+    """
+    reads = [place.site for place in dictionary.card.reads] or None
+    made = recover_dictionary(
+        rows, dictionary.latents, k, reads=reads, samples=count, seed=seed, batch=max(count // 2, 1), rate=0.0,
+        apart=False, start=dictionary,
+    )  # fmt: skip
+    told = {**dictionary.card.training, "codes": "pursuit", "k": k}
+    return made.but(kind=dictionary.kind, card=made.card.but(training=told))
+
+
 def _stream(rows: Rows, sites: tuple[str, ...], batch: int, seed: int, steps: int) -> Iterator[Tensor]:
     done, turn = 0, 0
     while True:
@@ -136,7 +152,7 @@ def _step(state: _State, x: Tensor, k: float, done: float, rate: float) -> Tenso
     """One step: codes of the rows, then a step of Newton's method towards the directions that fit them best. Gives what
     was left unexplained before it."""
     latents = len(state.atoms)
-    most = k * (FIRST + (REACH - FIRST) * min(done / GROWN, 1.0))
+    most = k * FIRST + (reach(k) - k * FIRST) * min(done / GROWN, 1.0)
     centred = x - state.constant
     chosen, found = pursue(centred @ state.atoms.T, state.atoms, max(round(most), 1))
     state.floor = 0.9 * state.floor + 0.1 * _threshold(found, k)
@@ -198,8 +214,7 @@ def _renew(state: _State, x: Tensor, left: Tensor) -> None:
 
 def _made(state: _State, x: Tensor, k: float) -> Dictionary:
     """The dictionary, with the threshold above which k coordinates a row are on average."""
-    reach = max(math.ceil(REACH * k), 1)
-    _, found = pursue((x - state.constant) @ state.atoms.T, state.atoms, reach)
+    _, found = pursue((x - state.constant) @ state.atoms.T, state.atoms, reach(k))
     threshold = _threshold(found, k)
     weights = {
         "encoder": state.atoms, "decoder": state.atoms.clone(), "center": state.constant,

@@ -17,7 +17,6 @@ from .codes import PIECE
 from .pursuit import pursue
 
 Solver = Callable[[Tensor, Tensor, int, Mapping[str, Tensor]], Tensor]
-REACH = 1.5  # atoms that pursuit may take for a row, as a share of k: some rows need more than others
 _SWEEPS, _CLOSE = 1000, 1e-6  # coordinate descent ends when no coordinate moves by more than this share of the largest
 
 
@@ -72,10 +71,16 @@ def _descended(pre: Tensor, atoms: Tensor, penalty: float | Tensor, signed: bool
     return found.reshape(shape)
 
 
+def reach(k: float) -> int:
+    """How many atoms pursuit may take for a row where k are on on average: two standard deviations more, if features
+    come independently."""
+    return max(math.ceil(k + 2 * k**0.5), 1)
+
+
 def _pursuit(pre: Tensor, atoms: Tensor, k: int, extra: Mapping[str, Tensor]) -> Tensor:
     """Non-negative pursuit of unit atoms; with `extra["threshold"]`, a number a latent, only what is above it."""
     shape, pre = pre.shape, pre.reshape(-1, pre.shape[-1])
-    chosen, found = pursue(pre, atoms, math.ceil(REACH * k))
+    chosen, found = pursue(pre, atoms, reach(k))
     if "threshold" in extra:
         found = found * (found > extra["threshold"][chosen])
     return torch.zeros_like(pre).scatter(1, chosen, found).reshape(shape)

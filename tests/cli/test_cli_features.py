@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from cutaway.cli import main
-from cutaway.commands import verbs
 from cutaway.commands.subject import open_model, own_inputs
 from cutaway.features import Card, Dictionary, Place, save_dictionary
 from cutaway.features.collect import collect
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     capsys.readouterr()
-    status = main(["features", *words])
+    status = main(words)
     return status, capsys.readouterr().out
 
 
@@ -51,39 +50,49 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 
 
 def test_index_and_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = answer(capsys, "index", str(folder / "random.safetensors"), str(folder / "acts"), "--out", str(folder / "j"))
+    made = answer(
+        capsys,
+        "features",
+        "index",
+        str(folder / "random.safetensors"),
+        str(folder / "acts"),
+        "--out",
+        str(folder / "j"),
+    )
     assert made["latents"] == 40 and made["rows"] == 80 * 16 and made["l0"] == pytest.approx(4, abs=0.2)
-    listed = answer(capsys, "list", str(folder / "i"), "--top", "3")["latent_rows"]
+    listed = answer(capsys, "features", "list", str(folder / "i"), "--top", "3")["latent_rows"]
     assert [row["fired"] for row in listed] == sorted((row["fired"] for row in listed), reverse=True) and len(
         listed
     ) == 3
     assert listed[0]["promotes"]
-    told = answer(capsys, "list", str(folder / "i"), "--token", "gave", "--top", "2")["latent_rows"]
+    told = answer(capsys, "features", "list", str(folder / "i"), "--token", "gave", "--top", "2")["latent_rows"]
     assert told[0]["share"] >= told[1]["share"] - 0.2
-    assert answer(capsys, "list", str(folder / "i"), "--example", "0")["latent_rows"]
-    assert "latents of resid.4 in indirect-object" in run(capsys, "list", str(folder / "i"))[1]
+    assert answer(capsys, "features", "list", str(folder / "i"), "--example", "0")["latent_rows"]
+    assert "latents of resid.4 in indirect-object" in run(capsys, "features", "list", str(folder / "i"))[1]
 
 
 def test_show(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     index = open_index(folder / "i")
     latent = str(int(index.fired.argmax()))
     text = "then Mary and Tom went to the park . Mary gave the ball to"
-    page = answer(capsys, "show", str(folder / "i"), latent, "--plot", str(tmp_path / "p.svg"), "--text", text)
+    page = answer(
+        capsys, "features", "show", str(folder / "i"), latent, "--plot", str(tmp_path / "p.svg"), "--text", text
+    )
     assert (tmp_path / "p.svg").read_text().startswith("<svg")
     assert page["about"]["fired"] == int(index.fired.max()) and len(page["tried"][0]["tokens"]) == len(text.split())
-    status, out = run(capsys, "show", str(folder / "i"), latent)
+    status, out = run(capsys, "features", "show", str(folder / "i"), latent)
     assert status == 0 and "Strongest" in out and "promotes" in out and "«" in out
 
 
 def test_label_and_what_it_is_put_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = answer(capsys, "label", str(folder / "i"), "--top", "3")
+    made = answer(capsys, "features", "label", str(folder / "i"), "--top", "3")
     assert len(made["labels"]) == 3 and all("other latents" in row["controls"] for row in made["labels"])
-    kept = answer(capsys, "list", str(folder / "i"), "--sort", "label", "--top", "3")["latent_rows"]
+    kept = answer(capsys, "features", "list", str(folder / "i"), "--sort", "label", "--top", "3")["latent_rows"]
     assert {row["latent"] for row in kept} == {row["latent"] for row in made["labels"]}
     busy = str(made["labels"][0]["latent"])
-    tested = answer(capsys, "label", str(folder / "i"), busy, "--hunt", "--causal")["labels"][0]
+    tested = answer(capsys, "features", "label", str(folder / "i"), busy, "--hunt", "--causal")["labels"][0]
     assert 0 <= tested["hunted"]["precision"] <= 1 and "contrast" in tested["causal"]
-    status, out = run(capsys, "label", str(folder / "i"), busy)
+    status, out = run(capsys, "features", "label", str(folder / "i"), busy)
     assert status == 0 and "held-out examples" in out
 
 
@@ -115,7 +124,7 @@ def test_an_endpoint_that_lies_spoils_nothing(
 ) -> None:
     monkeypatch.setattr("cutaway.features.endpoint._WAIT", 0.01)
     before = dict(open_index(folder / "i").labels)
-    made = answer(capsys, "label", str(folder / "i"), "--top", "2", "--endpoint", liar)
+    made = answer(capsys, "features", "label", str(folder / "i"), "--top", "2", "--endpoint", liar)
     assert made["labels"] == [] and all("chat completion" in why for why in made["refused"].values())
     assert open_index(folder / "i").labels == before
     latent = str(int(open_index(folder / "i").fired.argmax()))
@@ -144,5 +153,13 @@ def test_bad_input_is_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
     assert not (folder / "new").exists()
 
 
-def test_verbs_are_declared() -> None:
-    assert {"features index", "features list", "features show", "features label"} <= set(verbs())
+def test_train_and_attribute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = open_model("indirect-object")
+    sites = ["L0.resid_mid", "L0.mlp_out"]
+    collect(net, own_inputs(net, 64), sites, tmp_path / "acts")
+    words = ("--kind", "transcoder", "--reads", sites[0], "--writes", sites[1], "--samples", "2000")
+    file = str(tmp_path / "t.safetensors")
+    made = answer(capsys, "train", str(tmp_path / "acts"), "--latents", "32", "--k", "4", *words, "--out", file)
+    assert made["training"]["kind"] == "transcoder" and made["reference"]["l0"] == pytest.approx(4, rel=0.25)
+    graph = answer(capsys, "attribute", "indirect-object", "--dictionary", file)
+    assert graph["error"] < 1e-4 and 0 <= graph["scores"]["completeness"] <= 1
