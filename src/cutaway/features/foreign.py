@@ -115,6 +115,7 @@ _SAE_LENS_RULES = {
     "matryoshka_batchtopk": "topk", "gated": "gated", "transcoder": "relu", "skip_transcoder": "relu",
     "jumprelu_transcoder": "jumprelu", "jumprelu_skip_transcoder": "jumprelu",
 }  # fmt: skip
+_AUTOENCODERS = frozenset(name for name in _SAE_LENS_RULES if "transcoder" not in name)
 # Factors for the whole data set are folded into the weights by those who save them, so that nothing is left to do.
 _SAE_LENS_ROWS = {
     "none": "", "False": "", "expected_average_only_in": "", "covariance_whitening": "", "None": "",
@@ -125,6 +126,11 @@ _SAE_LENS_ROWS = {
 def _normalised(made: Dictionary, how: str, folder: Path) -> Dictionary:
     if how not in _SAE_LENS_ROWS:
         raise FormatError(f"{folder} normalises activations by '{how}', which is not known here.")
+    if _SAE_LENS_ROWS[how] and made.kind not in _AUTOENCODERS:
+        raise FormatError(
+            f"The transcoder in {folder} normalises what it reads by '{how}', and leaves what it writes as it is, which "
+            "no dictionary here does; train one without."
+        )
     if _SAE_LENS_ROWS[how] != "standard":
         return made.but(per_row=_SAE_LENS_ROWS[how])
     return made.but(weights=refitted(made.weights, ((made.width - 1) / made.width) ** 0.5), per_row="standard")

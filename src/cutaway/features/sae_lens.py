@@ -33,6 +33,8 @@ def save_sae_lens(dictionary: Dictionary, folder: str | Path) -> Path:
     architecture = _ARCHITECTURES.get((dictionary.activation, encodes_itself))
     if architecture is not None and "skip" in dictionary.weights:
         architecture = _WITH_SKIP.get(architecture)
+    if dictionary.per_row and not encodes_itself:
+        architecture = None  # its transcoders do not normalise what they write
     if architecture is None or max(len(card.reads), len(card.writes)) > 1:
         what = f"'{dictionary.activation}', {'an autoencoder' if encodes_itself else 'a transcoder'}"
         raise FormatError(f"SAELens has no architecture for this dictionary ({what}); save it in Cutaway's own format.")
