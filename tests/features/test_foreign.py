@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cutaway.errors import CutawayError, FormatError, InputError
-from cutaway.features import Card, Dictionary, Place, load_dictionaries, load_dictionary
+from cutaway.features import Card, Dictionary, Place, load_dictionaries, load_dictionary, save_dictionary
 from cutaway.features.sae_lens import save_sae_lens
 
 D, M, K, OUT = 8, 20, 4, 6
@@ -282,3 +282,11 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
     with pytest.raises(CutawayError):
         load_dictionary(tmp_path)
     assert not (tmp_path / "was-run").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    encoder = rand(M, D)
+    encoder[3, 2] = float("nan")
+    save_dictionary(Dictionary("relu", "relu", {"encoder": encoder, "decoder": rand(M, D)}), tmp_path / "d.safetensors")
+    with pytest.raises(FormatError, match="encoder .* not finite"):
+        load_dictionary(tmp_path / "d.safetensors")

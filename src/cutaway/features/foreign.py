@@ -128,8 +128,8 @@ def _normalised(made: Dictionary, how: str, folder: Path) -> Dictionary:
         raise FormatError(f"{folder} normalises activations by '{how}', which is not known here.")
     if _SAE_LENS_ROWS[how] and made.kind not in _AUTOENCODERS:
         raise FormatError(
-            f"The transcoder in {folder} normalises what it reads by '{how}', and leaves what it writes as it is, which "
-            "no dictionary here does; train one without."
+            f"The transcoder in {folder} normalises what it reads by '{how}', and leaves what it writes as it is, "
+            "which no dictionary here does; train one without."
         )
     if _SAE_LENS_ROWS[how] != "standard":
         return made.but(per_row=_SAE_LENS_ROWS[how])

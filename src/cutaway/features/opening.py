@@ -21,7 +21,12 @@ def load_dictionaries(path: str | Path) -> list[Dictionary]:
     if not path.exists():
         raise InputError(f"There is no {str(path)!r}; give a dictionary's file or folder.")
     own = path.is_file() and path.suffix != ".npz"
-    return [read_dictionary(path)] if own else read_foreign(path)
+    found = [read_dictionary(path)] if own else read_foreign(path)
+    for one in found:
+        for name, tensor in {**one.weights, **one.extra}.items():
+            if not bool(tensor.isfinite().all()):
+                raise FormatError(f"The {name} of the dictionary in {str(path)!r} has numbers that are not finite.")
+    return found
 
 
 def load_dictionary(path: str | Path, site: str = "", out_site: str = "") -> Dictionary:
