@@ -1,11 +1,11 @@
 """What another library's dictionaries reach on given rows; run with the interpreter of its environment.
 
-    PYTHON dictionary_quality.py sae-lens|dictionary-learning ROWS.npz KIND LATENTS K BATCH SAMPLES
+    PYTHON dictionary_quality.py sae-lens|dictionary-learning ROWS.npz KIND LATENTS K BATCH SAMPLES [DECODER.npy]
 
 ROWS.npz holds `train` and `held` [rows, d]. Defaults of the library, its recommended scaling of activations, and where
 sparsity follows from a coefficient, the coefficient that comes nearest to L0 = K in three trainings. Prints JSON:
 version, fvu and l0 on `held` (at the nearest, and the FVU interpolated to K), dead (share of latents that fire on no
-held row), cpu seconds of one training.
+held row), cpu seconds of one training. DECODER.npy is written: the directions [latents, d].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 LIBRARY, PATH, KIND = sys.argv[1:4]
 LATENTS, K, BATCH, SAMPLES = map(int, sys.argv[4:8])
 torch.set_num_threads(1)
-ROWS = np.load(PATH)
+ROWS, DECODER = np.load(PATH), sys.argv[8] if len(sys.argv) > 8 else ""
 TRAIN, HELD = (torch.from_numpy(ROWS[name]).float() for name in ("train", "held"))
 WIDTH, STEPS = TRAIN.shape[1], SAMPLES // BATCH
 
@@ -47,6 +47,11 @@ def measured(encode: Any, decode: Any) -> dict[str, float]:
         "l0": float(fired.sum() / len(HELD)), "dead": float((~fired.any(0)).float().mean()),
         "fvu": float(error / (HELD - HELD.mean(0)).square().sum()),
     }  # fmt: skip
+
+
+def kept(directions: torch.Tensor) -> None:
+    if DECODER:
+        np.save(DECODER, directions.detach().numpy())
 
 
 def sae_lens(coefficient: float) -> dict[str, float]:
@@ -80,6 +85,7 @@ def sae_lens(coefficient: float) -> dict[str, float]:
         logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     trained = SAETrainer(settings, made, batches()).fit()
+    kept(trained.W_dec)
     return measured(trained.encode, trained.decode)
 
 
@@ -105,6 +111,7 @@ def dictionary_learning(coefficient: float) -> dict[str, float]:
     factor = float(TRAIN[:50_000].square().sum(1).mean().sqrt())
     for step, batch in zip(range(STEPS), batches(), strict=False):
         made.update(step, batch / factor)
+    kept(made.ae.decode(torch.eye(LATENTS)) - made.ae.decode(torch.zeros(1, LATENTS)))
     return measured(lambda rows: made.ae.encode(rows / factor), lambda codes: made.ae.decode(codes) * factor)
 
 

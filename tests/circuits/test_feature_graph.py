@@ -184,7 +184,7 @@ KINDS = (
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS)) for name in ZOO if name not in (
         "boltzmann", "graph", "graphs", "numpy", "view writes", "encoder and decoder time-major", "unet2d condition",
-        "resnet-18",
+        "resnet-18", "autoencoder",  # the last: all of its hidden units are off, so that nothing reaches the output
     )]
 )  # fmt: skip
 def test_effects_add_up_in_every_network(name: str) -> None:

@@ -66,13 +66,17 @@ def test_letters_are_those_of_the_tokens(made: Path) -> None:
         first_letters(bare, rows)
 
 
-def test_texts_of_ones_own(cutaway: CommandLine, made: Path) -> None:
-    result = cutaway.json(
-        "evaluate", str(made / "0.safetensors"), "--on", str(made / "acts"), "--network", "induction",
-        "--texts", str(made / "texts.json"), "--samples", "64",
-    )  # fmt: skip
+def test_texts_are_those_that_were_collected(cutaway: CommandLine, made: Path) -> None:
+    """Given again, they are run; others would tell of other data than the rest of the figures."""
+    texts = json.loads((made / "texts.json").read_text())
+    collect(cw.open("induction"), texts, "resid.1", made / "spoken", dtype="float32")
+    (made / "others.json").write_text(json.dumps(texts[1:]))
+    words = ("evaluate", str(made / "0.safetensors"), "--on", str(made / "spoken"), "--network", "induction", "--texts")
+    result = cutaway.json(*words, str(made / "texts.json"), "--samples", "24")
     figure = next(one for one in result["figures"] if one["name"] == "added loss")
     assert "6 examples" in figure["how"]
+    outcome = cutaway(*words, str(made / "others.json"))
+    assert outcome.status == 2 and "other data" in outcome.err
 
 
 def test_what_cannot_be_evaluated_is_said(cutaway: CommandLine, made: Path) -> None:

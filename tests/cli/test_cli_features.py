@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,13 +10,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from cutaway.cli import main
 from cutaway.commands.subject import open_model, own_inputs
-from cutaway.features import Card, Dictionary, Place, save_dictionary
+from cutaway.features import Card, Dictionary, Place, cutting, save_dictionary
 from cutaway.features.collect import collect
 from cutaway.features.index import open_index
+from cutaway.report import features_text
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,62 @@ def test_label_and_what_it_is_put_to(folder: Path, capsys: pytest.CaptureFixture
     assert 0 <= tested["hunted"]["precision"] <= 1 and "contrast" in tested["causal"]
     status, out = run(capsys, "features", "label", str(folder / "i"), busy)
     assert status == 0 and "held-out examples" in out
+    low, high = sorted(row["score"]["f1"] for row in made["labels"])[:2]
+    assert f"median F1 {(low + high) / 2:.2f} of 2 labels" in _told(made, low, high)
+
+
+def _told(made: Any, *scores: float) -> str:
+    """What is printed of the labels with these scores."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    rows = [row for row in made["labels"] if row["score"]["f1"] in scores][:2]
+    console.print(features_text.labelled(made | {"labels": rows}))
+    return console.export_text()
+
+
+def test_inputs_that_were_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An organism's own are made again; of others the message names the option, and other data are refused."""
+    import torch
+
+    monkeypatch.setattr(cutting, "SMALL", 0)  # bytes of inputs that are kept in any case
+    net = open_model("shapes")
+    rows = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
+    read, file = Place("L1.conv.out", 7, net.fingerprint), str(tmp_path / "d.safetensors")
+    save_dictionary(
+        Dictionary("random", "topk", {"encoder": rows, "decoder": rows}, 2, card=Card((read,), (read,), net.name)), file
+    )
+    own, strange = own_inputs(net, 30), torch.rand(30, 3, 24, 24)
+    collect(net, own, ["L1.conv.out"], tmp_path / "own")
+    collect(net, strange, ["L1.conv.out"], tmp_path / "strange")
+    collect(net, own_inputs(net, 1024), ["L1.conv.out"], tmp_path / "cut", limit=20)
+    np.save(tmp_path / "strange.npy", strange.numpy())
+    np.save(tmp_path / "other.npy", strange.numpy() + 1)
+    (tmp_path / "t.txt").write_text("an apple")
+    index = ("features", "index", file)
+    for name, count in (("own", 30), ("cut", 20)):
+        assert answer(capsys, *index, str(tmp_path / name), "--out", str(tmp_path / "i"))["examples"] == count
+    evaluate = ("evaluate", file, "--network", "shapes", "--samples", "400", "--examples", "8", "--on")
+    found = answer(capsys, *evaluate, str(tmp_path / "own"))
+    assert any("8 examples" in one["how"] for one in found["figures"] if one["name"] == "added loss")
+    given = ("--inputs", str(tmp_path / "strange.npy"))
+    assert answer(capsys, *index, str(tmp_path / "strange"), *given, "--out", str(tmp_path / "i"))["examples"] == 30
+    assert np.array_equal(open_index(tmp_path / "i").example(4), strange[4].numpy())
+    assert answer(capsys, *evaluate, str(tmp_path / "strange"), *given)["figures"]
+    for words in (
+        (*index, str(tmp_path / "strange"), "--out", str(tmp_path / "j")),
+        (*evaluate, str(tmp_path / "strange")),
+    ):
+        for more, said in {
+            (): "--inputs FILE",
+            ("--inputs", str(tmp_path / "other.npy")): "other data",
+            ("--texts", str(tmp_path / "t.txt")): "other data",
+            (*given, "--texts", str(tmp_path / "t.txt")): "Both",
+        }.items():
+            assert main([*words, *more]) == 2
+            err = capsys.readouterr().err
+            assert said in err and "Traceback" not in err, err
+    assert not (tmp_path / "j").exists()
 
 
 @pytest.fixture

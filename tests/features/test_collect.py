@@ -191,7 +191,28 @@ def test_nothing_behind_the_site_is_run(tmp_path: Path) -> None:
     seen.clear()
     net = cw.open(Counting())
     collect(net, torch.randn(200, 4), "L0.mlp.out", tmp_path / "out", batch=20)
-    assert seen == [3]  # the few examples that the site was looked for on
+    assert seen == [3, 2]  # the few examples that the site was looked for on
+
+
+class TimeFirst(nn.Module):
+    """A recurrence whose values have positions first and examples second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.rnn, self.out = nn.Embedding(20, 6), nn.LSTM(6, 5), nn.Linear(5, 20)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.rnn(self.embedding(tokens).transpose(0, 1))[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("batch", [9, 4, 3, 2, 1])
+@pytest.mark.parametrize("length", [9, 3])
+def test_a_length_that_is_the_batch_by_chance_is_no_axis_of_examples(length: int, batch: int, tmp_path: Path) -> None:
+    net, given = cw.open(TimeFirst().eval()), torch.randint(0, 20, (18, length))
+    with pytest.raises(InputError, match="rows belong to no example"):
+        collect(net, given, "rnn", tmp_path / "refused", batch=batch)
+    made = collect(net, given, "out", tmp_path / "kept", batch=batch, dtype="float32")
+    torch.testing.assert_close(everything(made, "out"), net.module(given).detach().flatten(0, 1))
 
 
 # ---- numbers on disk

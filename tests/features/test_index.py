@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 import cutaway as cw
 from cutaway import organisms
 from cutaway.errors import FormatError, InputError, ResourceError
-from cutaway.features import Codes, Dictionary, index_build
+from cutaway.features import Codes, Dictionary, cutting, index_build
 from cutaway.features.arrays import new_arrays
 from cutaway.features.collect import collect
 from cutaway.features.index import LatentIndex, build_index, open_index
@@ -144,6 +145,50 @@ def test_collected_activations_give_the_same_index(tmp_path: Path) -> None:
     assert np.array_equal(index.example(7), inputs[7].numpy()) and index.token_text(int(inputs[7, 0]))
 
 
+def test_inputs_that_were_not_kept_are_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are larger than the values of a site; they are known by the hash of the collection."""
+    monkeypatch.setattr(cutting, "SMALL", 0)
+    net, images, _ = shapes(12)
+    acts = collect(net, images, ["L1.conv.out"], tmp_path / "acts")
+    assert not acts.manifest["inputs"]
+    made = directions("L1.conv.out", acts.places[0].width, 9)
+    with pytest.raises(InputError, match="give inputs="):
+        build_index(made, acts, tmp_path / "i")
+    other = images.clone()
+    other[3, 0, 0, 0] += 1
+    with pytest.raises(InputError, match="other data"):
+        build_index(made, acts, tmp_path / "i", inputs=other)
+    with pytest.raises(InputError, match="other data"):
+        build_index(made, acts, tmp_path / "i", inputs=images[:11])
+    assert not (tmp_path / "i").exists()
+    np.save(tmp_path / "images.npy", images.numpy())
+    for given in (images, images.numpy(), tmp_path / "images.npy", str(tmp_path / "images.npy")):
+        index = build_index(made, acts, tmp_path / "i", inputs=given)
+        assert np.array_equal(index.example(7), images[7].numpy())
+    with pytest.raises(InputError, match="network is needed"):
+        build_index(made, acts, tmp_path / "i", inputs=(images,))
+    with pytest.raises(InputError, match="has its inputs already"):
+        build_index(made, watch(net, images), tmp_path / "i", inputs=images)
+    halves = collect(net, iter([images[:5], images[5:]]), ["L1.conv.out"], tmp_path / "stream", limit=9)
+    index = build_index(made, halves, tmp_path / "s", net=net, inputs=iter([images[:7], images[7:]]))
+    assert index.facts["examples"] == 9 and np.array_equal(index.example(8), images[8].numpy())
+    with pytest.raises(InputError, match="other data"):
+        build_index(made, halves, tmp_path / "s", inputs=other)
+
+
+def test_texts_are_given_again_in_the_same_contexts(tmp_path: Path) -> None:
+    net, inputs = talk(6)
+    text = " ".join(net.token_text(int(token)) for token in inputs.flatten())
+    (tmp_path / "t.txt").write_text(text)
+    (tmp_path / "o.txt").write_text(text.replace("gave", "went"))
+    acts = collect(net, tmp_path / "t.txt", ["resid.4"], tmp_path / "acts", context=10, limit=7)
+    made = directions("resid.4", WIDTH, 20)
+    index = build_index(made, acts, tmp_path / "i", net=net, inputs=tmp_path / "t.txt")
+    assert index.facts["examples"] == 7 and np.array_equal(index.example(2), inputs.flatten()[20:30].numpy())
+    with pytest.raises(InputError, match="other data"):
+        build_index(made, acts, tmp_path / "i", net=net, inputs=tmp_path / "o.txt")
+
+
 def test_an_index_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values, place = torch.randn(10, 5, 8), tmp_path / "index"
     first = build_index(directions("x", 8, 12), Given(values), place)
@@ -161,6 +206,10 @@ def test_bad_rows_and_places(tmp_path: Path) -> None:
     values[3, 2, 1] = torch.nan
     with pytest.raises(InputError, match=r"example 3, position \(2,\)"):
         build_index(directions("x", 8, 12), Given(values), tmp_path / "index")
+    row = Part({"x": values[3, 2:3]}, torch.tensor([0]), torch.zeros(1, 0, dtype=torch.long))
+    flat = SimpleNamespace(examples=[torch.zeros(8)], manifest={}, parts=lambda sites: iter([row]))
+    with pytest.raises(InputError, match="The values at example 0 are not finite"):
+        build_index(directions("x", 8, 12), flat, tmp_path / "index")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="something else"):

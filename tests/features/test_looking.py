@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from looked import WIDTH, directions, shapes, talk
+from rich.console import Console
 
 import cutaway as cw
 from cutaway.features.index import LatentIndex, build_index
 from cutaway.features.intervals import bootstrap, wilson
 from cutaway.features.seen import watch
+from cutaway.report import features_text
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,68 @@ def test_neighbours(index: LatentIndex) -> None:
     other, share = page.together[0]
     mine, its = set(index.of(latent)[0].tolist()), set(index.of(other)[0].tolist())
     assert share == pytest.approx(len(mine & its) / len(mine | its))
+
+
+def test_few_outputs_are_either_promoted_or_suppressed(tmp_path: Path) -> None:
+    """Of fewer outputs than are kept, each stands on one side alone, by the sign of its effect; no effect, no word."""
+    torch.manual_seed(0)
+    last = torch.nn.Linear(4, 6)
+    net = cw.open(torch.nn.Sequential(torch.nn.Linear(3, 4), last))
+    made = directions("0", 4, 5, k=1)
+    made = made.but(weights={**made.weights, "decoder": made.decoder * torch.tensor([1, 1, 1, 1, 0.0])[:, None]})
+    index = build_index(made, watch(net, torch.randn(9, 3)), tmp_path / "i")
+    assert index.words is not None
+    for latent in range(5):
+        effect = (last.weight @ made.decoder[latent]).detach()
+        effect = effect - effect.mean()
+        up, down = (index.words.listed(latent, side) for side in ("promoted", "suppressed"))
+        assert {word for word, _ in up} == {f"output {j}" for j in range(6) if effect[j] > 0}
+        assert {word for word, _ in down} == {f"output {j}" for j in range(6) if effect[j] < 0}
+        assert all(value > 0 for _, value in up) and all(value < 0 for _, value in down)
+    assert index.words.listed(4, "promoted") == index.words.listed(4, "suppressed") == []
+
+
+class Letters:
+    """A tokenizer of letters, with a newline as a token of its byte."""
+
+    letters = ["<0x0A>", *"abcdefg "]
+
+    def encode(self, text: str) -> list[int]:
+        return [self.letters.index("<0x0A>" if one == "\n" else one) for one in text]
+
+    token = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        whole = "".join(self.letters[one] for one in ids)
+        return whole if len(ids) == 1 else whole.replace("<0x0A>", "\n")
+
+
+def test_contexts_are_joined_as_the_tokenizer_joins_them(index: LatentIndex, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = cw.open(torch.nn.Sequential(torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9)), tokenizer=Letters())
+    lettered = build_index(directions("0", 8, 3, k=1), watch(net, ["bad\ncab", "dad\nfad"]), tmp_path / "i")
+    page = lettered.page(int(np.argmax(lettered.fired)))
+    assert lettered.gap == page.about["gap"] == "" and index.gap == " "
+    for facts, gap in (({"vocabulary": ["a", "b", None]}, ""), ({"vocabulary": ["a", " the"]}, ""),
+                       ({"vocabulary": ["the", "a"]}, " "), ({"vocabulary": None}, " ")):  # fmt: skip
+        assert LatentIndex(tmp_path, facts, {}).gap == gap  # of an index that was made before it was kept
+    texts = {"".join(shown.tokens) for shown in page.top}
+    assert texts <= {"bad\ncab", "dad\nfad"}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(features_text.page({**page.to_dict(), "seconds": 0.0, "plot": "", "tried": []}))
+    told = console.export_text()
+    said = told.replace("«", "").replace("»", "")
+    assert ("bad↵cab" in said or "dad↵fad" in said) and "<0x0A>" not in told + str(page) + page.plot().svg
+    assert (
+        {row["latent"] for row in lettered.on_token("\n")} == {row["latent"] for row in lettered.on_token("↵")} != set()
+    )
+
+
+def test_an_example_without_positions_has_none_shown(tmp_path: Path) -> None:
+    net = cw.open(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(4, 2)))
+    index = build_index(directions("0", 4, 3, k=1), watch(net, torch.randn(1, 4)), tmp_path / "i")
+    page = index.page(int(np.argmax(index.fired)))
+    assert "example 0\n" in f"{page}\n" and "1 of 1 row " in str(page)
 
 
 def test_a_page_can_be_kept_and_shown(index: LatentIndex, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from words_net import ids, words
 from cutaway.errors import FormatError, InputError
 from cutaway.features import cutting, store
 from cutaway.features.collect import collect
+from cutaway.features.rows import InMemory
 from cutaway.features.store import Activations, open_activations
 
 SITES = ["resid.1", "L0.mlp.out"]
@@ -62,7 +63,30 @@ def test_a_batch_comes_from_everywhere(made: Activations) -> None:
 
 def test_batches_leave_out_what_fills_none(made: Activations) -> None:
     assert [len(batch["resid.1"]) for batch in made.batches(700)] == [700]
-    assert list(made.batches(1201)) == []
+    assert list(made.batches(700, skip=1)) == []
+    same = InMemory({site: whole(made, site) for site in SITES})
+    for rows in (made, same):
+        assert len(next(rows.batches(1200))["resid.1"]) == 1200
+        with pytest.raises(
+            InputError, match="There are 1,200 rows, which make no batch of 1,201; ask for a smaller one"
+        ):
+            next(rows.batches(1201))
+        with pytest.raises(InputError, match="at least 1"):
+            next(rows.batches(0))
+
+
+def test_a_changed_number_is_found_by_verify_alone(tmp_path: Path) -> None:
+    made = collect(words(), ids(20), SITES, tmp_path / "out")
+    path = made.shards[0].path
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    again = open_activations(tmp_path / "out")
+    with pytest.raises(FormatError, match="its bytes have changed"):
+        again.verify()
+
+
+def test_no_batch_is_of_no_rows(made: Activations) -> None:
     with pytest.raises(InputError, match="at least 1"):
         next(made.batches(0))
 

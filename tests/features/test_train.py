@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from cutaway.errors import FormatError, InputError
@@ -20,9 +21,11 @@ from cutaway.features.checkpoints import NAME
 from cutaway.features.codes import Codes
 from cutaway.features.dictionary import Dictionary, concatenated, fvu
 from cutaway.features.files import read_dictionary, save_dictionary
-from cutaway.features.refit import gains
+from cutaway.features.refit import BOUNDS as GAINS_WITHIN
+from cutaway.features.refit import gains, lowers
 from cutaway.features.rows import InMemory
 from cutaway.features.train import SPARSE_FROM, train_dictionary
+from cutaway.report.train_text import trained as shown_training
 
 WIDTH, FEATURES, ACTIVE, LATENTS, K = 12, 24, 2, 24, 2
 SAMPLES, BATCH, RATE = 48_000, 256, 0.02
@@ -294,6 +297,88 @@ def test_gains_undo_what_was_shrunk() -> None:
     shrunk = 1 + torch.rand(LATENTS, generator=generator)
     found = gains(Codes.of(table / shrunk), decoder, table @ decoder)
     assert torch.allclose(found, shrunk, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 100.0, 1000.0])
+def test_refitting_harms_no_rows_with_one_large_dimension(size: float) -> None:
+    """Nearly parallel latents, whose gains without bounds destroy the reconstruction."""
+    scale = torch.ones(WIDTH).index_fill_(0, torch.tensor([WIDTH - 1]), size)
+    x = drawn().values["resid.0"] * scale + 3 * (scale - 1)
+    given: dict[str, Any] = {"kind": "relu", "samples": 24_000, "batch": 128}
+    plain, refitted = (
+        train_dictionary(InMemory({"a": x}), LATENTS, K, refit=refit, **given) for refit in (False, True)
+    )
+    assert fvu(x, refitted.reconstruct(x)) <= fvu(x, plain.reconstruct(x)) + 1e-6
+    assert plain.codes(x).l0 == pytest.approx(K, rel=0.1)
+
+
+def test_gains_stay_within_bounds_and_are_one_where_nothing_fires() -> None:
+    """Two equal latents that together write a row and its like: any gains of the same sum do; a third never fires."""
+    table = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    decoder = torch.nn.functional.normalize(torch.ones(3, 4))
+    codes = Codes.of(table)
+    for factor, wanted in ((3.0, 3.0), (100.0, GAINS_WITHIN[1]), (-5.0, GAINS_WITHIN[0])):
+        found = gains(codes, decoder, factor * table @ decoder)
+        assert torch.allclose(found, torch.tensor([wanted, wanted, 1.0]), rtol=0.01)
+    none = Codes.of(torch.zeros(2, 3))
+    assert torch.equal(gains(none, decoder, torch.ones(2, 4)), torch.ones(3))
+
+
+def test_gains_are_kept_only_where_they_help_beyond_chance() -> None:
+    table, decoder = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)), torch.eye(4)
+    codes, target = Codes.of(table), 2 * table
+    assert lowers(torch.full((4,), 2.0), codes, decoder, target)
+    assert not lowers(torch.ones(4), codes, decoder, target) and not lowers(
+        torch.full((4,), 0.5), codes, decoder, target
+    )
+    target[1:] = table[1:]  # one row gains what all others lose a little
+    assert not lowers(torch.full((4,), 1.001), codes, decoder, target)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated"])
+@pytest.mark.parametrize("count", [500, 2000])
+def test_l0_is_reached_on_few_rows_on_average(kind: str, count: int) -> None:
+    """Far from k were the penalty alone to decide: there are too few steps to steer it."""
+    x = drawn().values["resid.0"][:count]
+    made = train_dictionary(InMemory({"a": x}), 48, 4, kind=kind)
+    batch, rows = made.card.training["batch"], made.card.reference["rows"]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    seen = x[order[: count // batch * batch - rows]]
+    assert made.codes(seen).l0 == pytest.approx(4, rel=0.02)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_tiny_batches_are_refitted_too(batch: int) -> None:
+    rows = InMemory({"a": drawn().values["resid.0"][:60]})
+    made = train_dictionary(rows, 8, 2, kind="relu", batch=batch, samples=120)
+    assert all(bool(tensor.isfinite().all()) for tensor in made.weights.values())
+
+
+@pytest.mark.parametrize(("count", "least"), [(20_000, 1024), (3000, 300), (200, 20)])
+def test_a_tenth_of_the_rows_or_a_thousand_are_kept_out(count: int, least: int) -> None:
+    x = drawn().values["resid.0"][:count]
+    card = train_dictionary(InMemory({"a": x}), LATENTS, K, samples=1280).card
+    assert least <= card.reference["rows"] <= least + card.training["batch"]
+
+
+def test_what_is_missed_on_rows_kept_out_is_told() -> None:
+    """With few rows of noise and many latents nothing general can be learnt."""
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    bad = train_dictionary(InMemory({"a": x}), 200, 4, kind="gated", samples=20_000, lr=0.01).card
+    l0, unexplained = bad.reference["l0"], bad.reference["fvu"]
+    assert abs(l0 - 4) > 0.4 or unexplained >= 1
+    (note,) = bad.training["notes"]
+    assert f"{l0:.3g} latents fire on a row where 4 were asked for" in note and f"FVU is {unexplained:.3g}" in note
+    good = trained("batchtopk").card
+    assert good.training["notes"] == []
+    for card, words in ((bad, " ".join(note.split()[:6])), (good, "")):
+        told = {
+            "kind": "gated", "activation": "gated", "latents": 200, "k": 4, "out": "file", **card.to_dict(),
+        }  # fmt: skip
+        console = Console(width=300)
+        with console.capture() as shown:
+            console.print(shown_training(told))
+        assert words in shown.get() and ("train on more rows" in shown.get()) == bool(words)
 
 
 def test_refitting_changes_no_firing_and_explains_more() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from cutaway.attribution.sums import edge_errors
 from cutaway.basis import Directions, edit_in
 from cutaway.errors import InputError, SiteError
 from cutaway.features.attach import attach
-from cutaway.features.card import Card
+from cutaway.features.card import Card, Place
 from cutaway.features.codes import RULES
+from cutaway.features.dictionary import Dictionary
+from cutaway.features.spliced import rows_at
 from zoo import Case, case, error
 
 # A site of every kind: stream, heads, neurons, channels, states, a scan, folded positions, norms on the skip path.
@@ -154,10 +157,29 @@ def test_transcoders_crosscoders_and_heads_side_by_side() -> None:
 
     ends = (place(plain, "resid.1"), place(plain, "resid.3"))
     crosscoder = dictionary(2 * ends[0].width, 9).but(card=Card(ends, ends))
-    run = attach(found.net, crosscoder, name="cross").record(ids)
+    crossed = attach(found.net, crosscoder, name="cross")
+    run, other = crossed.record(ids), crossed.record(*found.other()[0])
     rows = torch.cat([plain["resid.1"], plain["resid.3"]], -1)
     assert torch.allclose(run["cross[latent=:]"], crosscoder.encode(rows), atol=1e-5)
-    assert torch.equal(run.replay(cw.scale("cross[latent=:]", 1.0)).logits, run.logits)
+    late = "the network uses the value at 'resid.1' before all that the dictionary reads is there"
+    for edit in (cw.scale("cross[latent=2]", 2.0), cw.zero("resid.3[latent=:]")):
+        with pytest.raises(SiteError, match=f"Latents of 'cross' can be read and not edited: {late}"):
+            run.replay(edit)
+    with pytest.raises(SiteError, match=late):
+        cw.patch_sweep(run, other, cw.logit(3), "cross", axis="latent")
+    with pytest.raises(InputError, match=f"cannot be nodes of a circuit: {late}"):
+        cw.find_circuit(run, other, cw.logit(3))
+    # What is written last alone is written in time.
+    last = dictionary(2 * ends[0].width, 9)
+    last = last.but(
+        weights={
+            **last.weights,
+            "decoder": last.decoder[:, : ends[0].width],
+            "decoder_bias": torch.zeros(ends[0].width),
+        }
+    )
+    run = attach(found.net, last.but(card=Card(ends, ends[1:])), name="cross").record(ids)
+    assert not torch.equal(run.replay(cw.scale("cross[latent=:]", 2.0)).logits, run.logits)
     assert all(off <= 1e-5 for off in edge_errors(run).values())
 
     heads = plain["L1.attn.z"]  # [batch, head, pos, d_head]
@@ -166,6 +188,141 @@ def test_transcoders_crosscoders_and_heads_side_by_side() -> None:
     assert torch.allclose(run["L1.attn.z[latent=:]"], beside.encode(heads.transpose(1, 2).flatten(2)), atol=1e-5)
     assert run.locate("L1.attn.z[latent=:]").axes == ("batch", "pos", "latent")
     assert all(off <= 1e-5 for off in edge_errors(run).values())
+
+
+READS, WRITES = [[f"L{layer}.{name}" for layer in range(3)] for name in ("resid_mid", "mlp_out")]
+
+
+def across() -> tuple[cw.Network, torch.nn.Module, Tensor, Dictionary]:
+    """A GPT-2 of three layers, ids, and a cross-layer transcoder whose latents are not in the order of their layers."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    module = transformers.GPT2LMHeadModel(config).eval()
+    net, ids = cw.open(module), torch.randint(0, 40, (3, 7))
+    run = net.record(ids)
+    basis = dictionary(48, 12)
+    layer = torch.arange(12)[:, None] % 3
+    place_of = torch.arange(48) // 16
+    weights = {**basis.weights, "encoder": 9 * basis.weights["encoder"] * (layer == place_of)}
+    weights["decoder"] = basis.decoder * (layer <= place_of)
+    ends = [tuple(place(run, site) for site in side) for side in (READS, WRITES)]
+    return net, module, ids, basis.but(weights=weights, card=Card(*ends))
+
+
+def hooked(module: torch.nn.Module, ids: Tensor, basis: Dictionary, edit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits where each layer's latents are edited as soon as they are known and each MLP's output moved by what they
+    then stand for, less what they stood for: with plain hooks on the module."""
+    known: list[Tensor] = []
+    changes: list[Tensor] = []
+
+    def before(layer: int) -> Callable[..., None]:
+        def hook(norm: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+            known.append(given[0])
+            rows = torch.cat([*known, *[torch.zeros_like(given[0])] * (2 - layer)], -1)
+            codes = basis.encode(rows) * (torch.arange(12) % 3 == layer)
+            changes.append((edit(codes) * (torch.arange(12) % 3 == layer) - codes) @ basis.decoder)
+
+        return hook
+
+    def behind(layer: int) -> Callable[..., Tensor]:
+        return lambda mlp, given, made: made + sum(changes)[..., 16 * layer : 16 * layer + 16]
+
+    handles = []
+    for layer, block in enumerate(module.transformer.h):
+        handles += [block.ln_2.register_forward_pre_hook(before(layer)), block.mlp.register_forward_hook(behind(layer))]
+    with torch.no_grad():
+        made: Tensor = module(ids).logits
+    for handle in handles:
+        handle.remove()
+    return made
+
+
+@pytest.mark.parametrize("latent", range(6))
+def test_latents_of_a_cross_layer_transcoder_act_at_all_the_places_that_they_write(latent: int) -> None:
+    net, module, ids, basis = across()
+    run = attach(net, basis, force=True).record(ids)
+
+    def edited(codes: Tensor) -> Tensor:
+        return torch.where(torch.arange(12) == latent, codes * 3 + 1, codes)
+
+    want = hooked(module, ids, basis, edited)
+    for name in (WRITES[0], WRITES[latent % 3], WRITES[2]):  # by any of its sites, the number is the dictionary's
+        got = run.replay(cw.apply(f"{name}[latent={latent}]", lambda part: part * 3 + 1))
+        assert error(got.logits, want) <= 1e-5
+    assert error(run.logits, want) > 1e-2
+    both = run.replay(cw.zero("L0.mlp_out[latent=3]"), cw.zero(f"L1.mlp_out[latent={latent}]"))
+    keep = (torch.arange(12) != latent) & (torch.arange(12) != 3)
+    assert error(both.logits, hooked(module, ids, basis, lambda codes: codes * keep)) <= 1e-5
+
+
+def test_a_cross_layer_transcoder_is_attached_in_parts_with_one_numbering() -> None:
+    net, _, ids, basis = across()
+    watched = attach(net, basis, force=True)
+    run = watched.record(ids)
+    rows = torch.cat([run[site] for site in READS], -1)
+    codes = basis.encode(rows)
+    assert [part.name for part in watched.attachments] == WRITES
+    assert [part.writes for part in watched.attachments] == [tuple(WRITES[layer:]) for layer in range(3)]
+    assert torch.allclose(run["L0.mlp_out[latent=:]"], codes, atol=1e-5)
+    assert torch.allclose(run["L2.mlp_out[latent=3:8, pos=1]"], codes[:, 1, 3:8], atol=1e-5)
+    rest = run["L2.mlp_out"] - basis.decode(codes)[..., 32:]
+    assert torch.allclose(run["L2.mlp_out.error"], rest, atol=1e-5)
+    assert all(off <= 1e-5 for off in edge_errors(run).values())
+    blocks = {block.name: block for block in run.lift().blocks}
+    assert blocks["L1.mlp_out"].slots.labels == (1, 4, 7, 10)
+    with pytest.raises(SiteError, match=r"names latents that read different places, .* as in 'L0.mlp_out\[latent=0\]'"):
+        run.replay(cw.zero("L0.mlp_out[latent=:]"))
+    with pytest.raises(SiteError, match="12 places on axis 'latent', so there is no 12"):
+        run.value("L0.mlp_out[latent=12]")
+    with pytest.raises(InputError, match="attached at 'L0.mlp_out' already"):
+        attach(watched, basis, force=True)
+    named = attach(net, basis, name="clt", latents=[2, 4], force=True).record(ids)
+    assert torch.equal(named["clt[latent=4]"], named["clt.1[latent=4]"])
+    assert [part.latents for part in named.net.attachments] == [(), (4,), (2,)]
+    assert all(off <= 1e-5 for off in edge_errors(named).values())
+    # A rule by which latents compete needs all that is read.
+    top = attach(net, basis.but(activation="topk"), force=True).record(ids)
+    with pytest.raises(SiteError, match="uses the value at 'L0.mlp_out' before"):
+        top.replay(cw.zero("L0.mlp_out[latent=1]"))
+
+
+def test_a_site_reads_as_its_readers_see_it_after_an_edit_of_latents() -> None:
+    found, ids, _ = gpt2()
+    basis = dictionary(found.trace["resid.2"].shape[-1], 30)
+    run = attach(found.net, basis, "resid.2").record(ids)
+    edit = cw.add("resid.2[latent=4]", torch.tensor(3.0))
+    pushed = run.replay(edit)
+    want = run["resid.2"] + 3 * basis.decoder[4]
+    for name in ("resid.2", "L1.resid_pre", "transformer.h.0"):
+        assert torch.allclose(pushed[name], want, atol=1e-5)
+        assert torch.equal(run.replay(edit, until=[name]).output[0], pushed[name])
+    assert torch.equal(found.trace.replay(cw.patch("resid.2", pushed)).logits, pushed.logits)
+    assert torch.equal(run["resid.2"], found.trace["resid.2"])
+    assert torch.equal(pushed["resid.1"], run["resid.1"])
+
+
+@pytest.mark.parametrize("site", ["0", "1", "L0.conv.out"])
+def test_vectors_of_images_lie_along_channels_by_every_name_of_a_site(site: str) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3, padding=1)]
+    module = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
+    net, images = cw.open(module), torch.randn(2, 3, 8, 8)  # as many channels as rows and columns
+    value = module[:1](images) if site == "0" else module[:2](images)
+    basis = dictionary(8, 12)
+    want = basis.encode(value.detach().movedim(1, -1))
+    carded = basis.but(card=Card(*[(Place(site, 8, net.fingerprint, "channel"),)] * 2))
+    for run in (attach(net, basis, site).record(images), attach(net, carded, force=True).record(images)):
+        assert torch.allclose(run[f"{site}[latent=3]"], want[..., 3], atol=1e-5)
+        assert run.locate(f"{site}[latent=:]").axes == ("batch", "latent", "height", "width")
+        moved = run.replay(cw.add(f"{site}[latent=3]", torch.tensor(2.0)))
+        by_hand = net.record(images).replay(cw.add(site, 2 * basis.decoder[3].view(8, 1, 1)))
+        assert error(moved.logits, by_hand.logits) <= 1e-5
+    rows, lay = rows_at(net.record(images), Place(site, 8))
+    assert torch.allclose(rows, value.detach().movedim(1, -1).reshape(-1, 8))
+    assert torch.equal(lay(rows)[site], net.record(images)[site])
 
 
 def test_several_dictionaries_and_other_bases_together() -> None:
@@ -242,6 +399,8 @@ def test_what_cannot_be_says_why() -> None:
         attach(found.net, basis, "L0.mlp.out").record(ids)
     with pytest.raises(SiteError, match="derived"):
         attach(found.net, basis, "L0.attn.result").record(ids)
+    with pytest.raises(InputError, match=r"each step is attached apart: attach\(dictionary, 'L0.rnn@3.out'\)"):
+        attach(found.net, basis.but(card=Card(*[(Place("L0.rnn@*.out", 32),)] * 2)))
     with pytest.raises(InputError, match="there is no 7"):
         attach(found.net, basis, "resid.2", latents=[1, 7])
     with pytest.raises(InputError, match="cannot be attached"):

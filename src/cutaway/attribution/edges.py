@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..lift import Block, Lifted, Slots
 from ..lift.flow import Flow
 from ..lift.frozen import unguarded
+from ..run.attached import late
 from ..run.replay import Plan, execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
@@ -307,9 +308,12 @@ def _values(tape: Tape, writes: Iterable[int], lifted: Lifted) -> dict[int, Tens
 def _check_dictionaries(trace: Trace, blocks: list[Block]) -> None:
     """Raise InputError where the latents of an attached dictionary are no nodes."""
     nodes = {block.name for block in blocks if block.kind == "dictionary"}
-    if hidden := [what.name for what in trace.net.attachments if what.name not in nodes]:
+    if hidden := [what for what in trace.net.attachments if what.latents and what.name not in nodes]:
+        name = hidden[0].name
+        if early := late(trace, hidden[0], trace.lift):
+            raise InputError(f"Latents of '{name}' cannot be nodes of a circuit: {early}; leave that dictionary out.")
         raise InputError(
-            f"The dictionary at '{hidden[0]}' is for values inside a component or ones that depend on no input, so its "
+            f"The dictionary at '{name}' is for values inside a component or ones that depend on no input, so its "
             "latents are no nodes of a circuit; attach it to what a component reads or writes, or leave it out."
         )
 

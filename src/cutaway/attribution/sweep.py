@@ -19,6 +19,7 @@ from torch import Tensor
 from ..drawing.figures import table_plot
 from ..drawing.plot import Plot
 from ..errors import DivergenceError, InputError, MetricError, ResourceError, SiteError
+from ..run.attached import check_edited
 from ..run.interventions import indices, patch, put, take
 from ..run.replay import execute, plan
 from ..run.sizes import Unfit
@@ -191,6 +192,8 @@ class _Task:
             raise MetricError(f"The metric '{metric.name}' is the same in both runs, so there is nothing to restore.")
         named = [Site.parse(site) for site in self.sites]
         found = [run.locate(site.at(latent=":") if axis == "latent" else site) for site in named]
+        for where in found:
+            check_edited(run, where.address)
         self.outer = {where.address.split("//")[0] for where in found if "//" in where.address}
         self.tape, other = run.tape_with(self.outer), source.tape_with(self.outer)
         self.rows = [self._row(site, where, axis, other, source) for site, where in zip(self.sites, found, strict=True)]

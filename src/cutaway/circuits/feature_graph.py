@@ -20,6 +20,7 @@ from ..features import Dictionary
 from ..run.trace import Trace
 from .direct_effects import biases, effects, latent_targets, total_effects
 from .graph_nodes import ERROR, LATENT, OUTPUT, PART, SOURCE, GraphNode, graph_nodes, output_nodes
+from .obstacles import notes
 from .outputs import Outputs, outputs
 from .pruning import influence, pruned, shares
 from .replacement import kept, replacement
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 _SURE = 1e-4  # the largest relative error of sums that the quick way may have
 _LOOSE = 1e-3  # the largest that is shown at all
+_HELD = (
+    "patterns of attention, scales of norms, gates of nonlinearities that are in no dictionary and no component (a "
+    "ReLU before an autoencoder, choices of max pooling), derivatives of what bends behind the last linear map (a cap "
+    "on logits, a softmax)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,12 @@ class FeatureGraph:
     def __repr__(self) -> str:
         counts = {kind: self.count(kind) for kind in (LATENT, ERROR, PART, SOURCE, OUTPUT)}
         told = ", ".join(f"{count:,} {kind}s" for kind, count in counts.items() if count)
-        return f"FeatureGraph({told}; {int((self.table != 0).sum()):,} edges)"
+        return " ".join([f"FeatureGraph({told}; {int((self.table != 0).sum()):,} edges)", *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before reading it: which dictionaries' latents do not reach the targets, and why."""
+        return tuple(self.facts.get("notes", ()))
 
     def count(self, kind: str) -> int:
         """How many nodes of a kind there are."""
@@ -179,12 +190,14 @@ def feature_graph(
     `targets`: tokens or classes; a metric or a function of the output, linearised; nothing for the largest outputs, up
     to 95 % of probability and at most `most_outputs`. Latents that have no effect on the targets by any path are no
     nodes; of more than `most_nodes` others, those of the largest total effect are, and the rest count to the errors.
-    Raises InputError for dictionaries that do not fit the run, MetricError for targets that it does not have.
+    Where no latent of a dictionary reaches the targets, `notes` names the blocks in the way.
+    Raises InputError for dictionaries that do not fit the run and where nothing reaches the targets, MetricError for
+    targets that the run does not have.
     """
     model = replacement(trace, dictionaries)
     ends = outputs(model.output, model.held[model.output.value], trace.net, targets, position, most_outputs)
     totals = total_effects(model, ends.targets(0), ends.weights, most_nodes)
-    fired = sum(map(len, totals))
+    fired, told = sum(map(len, totals)), notes(model, totals)
     sizes = torch.cat(totals).abs()
     least = float(sizes.topk(most_nodes).values[-1]) if most_nodes < fired else 0.0
     model = kept(model, [total.abs().ge(least) & (total != 0) for total in totals])
@@ -210,8 +223,11 @@ def feature_graph(
         "targets": ends.told,
         "layers": len(model.written),
         "latents_that_fire": fired,
-        "frozen": "patterns of attention, scales of norms",
+        "frozen": _HELD,
+        "notes": told,
     }
+    if not table[-len(ends.weights) :].any():
+        raise InputError(" ".join(["Nothing in the graph has an effect on the targets; choose others.", *told]))
     answers = torch.cat([stand.answers for stand in model.stands])
     nodes = (*graph_nodes(model), *output_nodes(model, ends))
     return FeatureGraph(trace, tuple(dictionaries), nodes, table, bias, values, answers, ends, error, facts)

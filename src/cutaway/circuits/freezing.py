@@ -1,8 +1,8 @@
 """Wiring for attribution graphs: frozen as lifting freezes it, and attention held at the pattern that it had.
 
 With its pattern held, an attention only moves values between positions, so it is linear. Fused calls are opened for
-that. What bends outside blocks even so (a cap on logits) is held at the factor that it had; what cannot be, becomes a
-writer.
+that. What bends behind the last linear map (a cap on logits, a softmax) is held at its derivative, the rest of it going
+to the bias; what bends outside blocks elsewhere is held at the factor that it had; what cannot be, becomes a writer.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..errors import InputError
 from ..graph import Graph, Op, Value
 from ..lift import Block, Lifted, Slots
 from ..lift.flow import Flow
-from ..lift.frozen import Frozen, Reader
-from ..lift.ops import ELEMENTWISE, active, is_linear, sort_name
+from ..lift.frozen import Frozen, Reader, tangent
+from ..lift.ops import CONTRACTION, ELEMENTWISE, SOFTMAX, active, is_linear, sort_name
 from ..run.replay import Plan, Step
-from ..run.structure import Ref
+from ..run.structure import Ref, swap
 from ..run.tape import Call, Tape
 from ..run.trace import Trace
 
@@ -92,6 +92,50 @@ def frozen_wiring(
             flow = copy.copy(flow)
             flow.tape = replace(flow.tape, calls=calls)
             flow.linear = [linear or at == op.index for at, linear in enumerate(flow.linear)]
+
+
+def last_bends(flow: Flow, output: int, stops: Collection[int]) -> list[Op]:
+    """The ops that bend between the last linear map, or one of the stops, and the output."""
+    found: list[Op] = []
+    while output not in stops and (op := flow.maker(output)) is not None:
+        moving = active(op, flow.activations)
+        linear = flow.linear[op.index]
+        bend = sort_name(op) in ELEMENTWISE | SOFTMAX and len(op.outputs) == 1 and flow.tape.calls[op.index].rng is None
+        if len(moving) != 1 or (sort_name(op) in CONTRACTION if linear else not bend):
+            break
+        found += [] if linear else [op]
+        output = moving[0]
+    return found
+
+
+def with_slopes(flow: Flow, bends: Sequence[Op], read: Reader) -> Flow:
+    """The flow in which ops are their tangents at this run: its value and its derivative, which also holds where a
+    factor would have the wrong sign (a sigmoid)."""
+    calls, straight = list(flow.tape.calls), {op.index for op in bends}
+    for op in bends:
+        (source,) = active(op, flow.activations)
+        held = {value: one.detach() for value, one in read([*op.inputs, *op.outputs]).items()}
+
+        def bent(x: Tensor, call: Call = calls[op.index], held: dict[int, Tensor] = held, at: int = source) -> Tensor:
+            args, kwargs = swap(
+                (call.args, call.kwargs), Ref, lambda ref: (x if ref.id == at else held[ref.id]).clone()
+            )
+            made: Tensor = call.func(*args, **kwargs)
+            return made
+
+        def straightened(
+            x: Tensor,
+            bent: Callable[[Tensor], Tensor] = bent,
+            at: Tensor = held[source],
+            made: Tensor = held[op.outputs[0]],
+        ) -> Tensor:
+            return made + tangent(bent, at, x - at)
+
+        calls[op.index] = _call(straightened, [source], op.outputs)
+    found = copy.copy(flow)
+    found.tape = replace(flow.tape, calls=calls)
+    found.linear = [linear or at in straight for at, linear in enumerate(flow.linear)]
+    return found
 
 
 def _writer(value: int) -> Block:

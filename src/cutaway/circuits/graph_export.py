@@ -80,7 +80,10 @@ def _metadata(graph: FeatureGraph, said: list[str]) -> dict[str, Any]:
         "transcoder_list": [], "prompt_tokens": said, "prompt": "".join(said),
         "node_threshold": graph.facts.get("node_share", 1.0), "schema_version": 1,
         "info": {"description": str(scores), "generator": {"name": "Cutaway", "version": __version__}},
-        "generation_settings": {**scores, "frozen": graph.facts["frozen"], "fingerprint": graph.trace.net.fingerprint},
+        "generation_settings": {
+            **scores, "frozen": graph.facts["frozen"], "notes": list(graph.notes),
+            "fingerprint": graph.trace.net.fingerprint,
+        },
     }  # fmt: skip
 
 

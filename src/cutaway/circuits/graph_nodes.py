@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from .outputs import Outputs
 from .replacement import Replacement
 
@@ -14,7 +18,8 @@ LATENT, ERROR, PART, SOURCE, OUTPUT = "latent", "error", "component", "embedding
 class GraphNode:
     """A node: what it is (`kind`), of which value (`site`) at which row (`position`), for a latent its `index` in the
     dictionary (`stand`) and its activation, for an output its class or token as `index` and its probability as
-    `activation`. `layer` counts the dictionaries' places in order."""
+    `activation`. `layer` counts the places that dictionaries write, in order; a latent's is that of the place it reads:
+    how many are written before. Its `site` is the first place that it writes."""
 
     kind: str
     site: str
@@ -39,9 +44,19 @@ def graph_nodes(model: Replacement) -> list[GraphNode]:
     layers = _layers(model)
     found: list[GraphNode] = []
     for number, stand in enumerate(model.stands):
-        codes, site, layer = stand.codes, stand.writes[0].name, layers[stand.writes[0].value]
-        listed = zip(codes.rows.tolist(), codes.latents.tolist(), codes.values.tolist(), strict=True)
-        found += [GraphNode(LATENT, site, row, layer, latent, number, value) for row, latent, value in listed]
+        codes = stand.codes
+        every = torch.arange(len(codes.latents))
+        depths = [sum(spot.order < read.order for spot in model.written) for read in stand.reads]
+        reads = _first([stand.readers(every, place) for place in range(len(stand.reads))])
+        writes = _first([stand.writers(every, place) for place in range(len(stand.writes))])
+        listed = zip(
+            codes.rows.tolist(), codes.latents.tolist(), codes.values.tolist(), reads.tolist(), writes.tolist(),
+            strict=True,
+        )  # fmt: skip
+        found += [
+            GraphNode(LATENT, stand.writes[to].name, row, depths[come], latent, number, value)
+            for row, latent, value, come, to in listed
+        ]
     for kind, spots in ((ERROR, model.written), (PART, model.parts), (SOURCE, model.sources)):
         for spot in spots:
             rows = model.errors[spot.value] if kind == ERROR else spot.rows(model.held[spot.value])
@@ -49,6 +64,11 @@ def graph_nodes(model: Replacement) -> list[GraphNode]:
             sizes = rows.norm(dim=-1).tolist()
             found += [GraphNode(kind, spot.name, row, layer, activation=size) for row, size in enumerate(sizes)]
     return found
+
+
+def _first(vectors: list[Tensor]) -> Int[Tensor, " entries"]:
+    """The first place where each entry's vector [entries, width] is not zero."""
+    return torch.stack([part.any(-1) for part in vectors], -1).int().argmax(-1)
 
 
 def _layers(model: Replacement) -> dict[int, int]:

@@ -73,7 +73,8 @@ def verify_graph(
     """
     latents = graph.latents
     if latents < 2:
-        raise InputError("A graph with fewer than two latents cannot be tested; give dictionaries whose latents fire.")
+        told = "A graph with fewer than two latents cannot be tested; give dictionaries whose latents fire."
+        raise InputError(" ".join([told, *graph.notes]))
     order = graph.influence()[:latents].argsort(descending=True)
     top = order[:count]
     rest = order[count:] if latents >= 2 * count else order[latents // 2 :]

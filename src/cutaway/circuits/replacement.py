@@ -1,9 +1,10 @@
 """The local replacement model: one run of a network in which dictionaries stand for what they were made for.
 
-Latents' activations, what reconstructions miss ("errors"), patterns of attention, and scales of norms are held at this
-run's values. What is left is affine: from what is written (latents, errors, embeddings, and blocks that no dictionary
-stands for) to what latents read. At the run's own values it gives exactly what the run had. Ameisen et al. 2025,
-"Circuit Tracing"; Dunefsky, Chlenski, Nanda 2024 (arXiv:2406.11944).
+Latents' activations, what reconstructions miss ("errors"), patterns of attention, scales of norms, gates outside
+dictionaries and components, and derivatives of what bends behind the last linear map are held at this run's values.
+What is left is affine: from what is written (latents, errors, embeddings, and blocks that no dictionary stands for) to
+what latents read. At the run's own values it gives exactly what the run had. Ameisen et al. 2025, "Circuit Tracing";
+Dunefsky, Chlenski, Nanda 2024 (arXiv:2406.11944).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..lift import Block, Lifted
 from ..lift.frozen import Frozen, reader
 from ..run.tape import Tape
 from ..run.trace import Trace
-from .freezing import Skip, frozen_wiring, held_patterns, moved, opened, with_skips
+from .freezing import Skip, frozen_wiring, held_patterns, last_bends, moved, opened, with_skips, with_slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +215,16 @@ def replacement(trace: Trace, dictionaries: Sequence[Dictionary]) -> Replacement
         stands = tuple(_stand(*row, values) for row in zip(dictionaries, spots_of, strict=True))
     errors, constants = _remainders(stands, written, values)
     flow, entries = with_skips(flow, [skip for stand in stands for skip in stand.skips()])
-    parts = [block for block in lifted.blocks if block.write >= 0 and id(block) not in patterns]
+    ending = _spot(trace, tape, Place("logits", 0))
+    last = last_bends(flow, ending.value, written)
+    flow = with_slopes(flow, last, read)
+    parts = [
+        block for block in lifted.blocks if block.write >= 0 and id(block) not in patterns and block.kind != "norm"
+    ]
     begin = [*lifted.sources, *lifted.constants]
     named = {moved(trace, tape, lifted, block.write): block for block in (*begin, *parts)}
-    named = {value: block for value, block in named.items() if value not in written}
-    ending = _spot(trace, tape, Place("logits", 0))
+    straight = {value for op in last for value in op.outputs}
+    named = {value: block for value, block in named.items() if value not in {*written, *straight}}
     stops = {*named, *(entries.get(value, value) for value in written)}
     again = reads & set(written) - set(entries)
     frozen, bends = frozen_wiring(flow, stops, {*reads, ending.value}, again, read)

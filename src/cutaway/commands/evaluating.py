@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ from ..report.evaluate_text import evaluated
 from .verb import Argument, Result, verb
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..features.store import Activations
     from ..run.network import Network
 
 _LARGEST = 64 << 20  # bytes of a file of labels
@@ -24,7 +28,11 @@ def evaluate(
     network: Annotated[
         str, Argument("The network: its runs go on with the reconstruction, to see what they lose.", shown="MODEL")
     ] = "",
-    texts: Annotated[str, Argument("Inputs of those runs, a file; those collected when left out.", shown="FILE")] = "",
+    inputs: Annotated[
+        str,
+        Argument("The arrays that were collected, where the folder does not hold them: .npy and so on.", shown="FILE"),
+    ] = "",
+    texts: Annotated[str, Argument("The texts that were collected, likewise.", shown="FILE")] = "",
     labels: Annotated[
         str,
         Argument(
@@ -51,28 +59,31 @@ def evaluate(
     from .progress import report
     from .subject import open_model
 
-    if (texts or letters) and not network:
-        raise InputError("Texts and letters are for runs of a network; name it with --network.")
+    if (texts or inputs or letters) and not network:
+        raise InputError("Inputs, texts and letters are for runs of a network; name it with --network.")
     net, rows = open_model(network) if network else None, open_activations(on)
     concepts = {**(_labels(labels) if labels else {}), **(first_letters(net, rows) if net and letters else {})}
     found = evaluate_dictionary(
         load_dictionary(dictionary), rows, net=net,
-        inputs=_inputs(net, texts, examples) if net is not None and texts else None,
+        inputs=None if net is None else _inputs(net, rows, (texts, inputs), examples, seed),
         labels=concepts, seeds=[load_dictionary(path) for path in other],
         samples=samples, examples=examples, seed=seed, progress=report,
     )  # fmt: skip
     return found.to_dict()
 
 
-def _inputs(net: Network, path: str, most: int) -> list[dict[str, Any]]:
-    """The first examples in a file, by position or keyword."""
-    from ..features.data import data_of
+def _inputs(
+    net: Network, rows: Activations, files: tuple[str, str], most: int, seed: int
+) -> list[dict[str, Tensor]] | None:
+    """Some of the examples that rows were collected from, by position or keyword; None where they lie with the rows."""
+    from ..features import seen
+    from .subject import inputs_again
 
-    found: list[dict[str, Any]] = []
-    for batch in data_of(net, Path(path), limit=most).batches():
-        inputs = batch.inputs()
-        found += [{name: tensor[row] for name, tensor in inputs.items()} for row in range(len(batch.numbers))]
-    return found[:most]
+    given = inputs_again(net, rows, *files)
+    if given is None:
+        return None
+    found = seen.inputs_again(rows, given, net)
+    return [found[number] for number in random.Random(seed).sample(sorted(found), min(most, len(found)))]
 
 
 def _labels(path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..features.labels import Label
     from ..run.network import Network
 
+_AGAIN = "The data that were collected, where the folder does not hold them:"
 KEY = "CUTAWAY_ENDPOINT_KEY"
 Folder = Annotated[str, Argument("An index, as 'features index' made it.", positional=True, shown="INDEX")]
 Other = Annotated[str, Argument("The network, where it cannot be opened from where it was.", shown="MODEL")]
@@ -48,6 +49,8 @@ def index(
     activations: Annotated[str, Argument("A folder of collected activations.", positional=True, shown="FOLDER")],
     out: Annotated[str, Argument("The folder to write; an index there is replaced.", shown="FOLDER")],
     network: Other = "",
+    inputs: Annotated[str, Argument(f"{_AGAIN} arrays, .npy, .npz or .safetensors.", shown="FILE")] = "",
+    texts: Annotated[str, Argument(f"{_AGAIN} texts.", shown="FILE")] = "",
 ) -> Result:
     """Index where a dictionary's latents fire, so that pages about them come at once.
 
@@ -57,11 +60,13 @@ def index(
     from ..features.index import build_index
     from ..features.store import open_activations
     from .progress import report
+    from .subject import inputs_again
 
     made, seen = load_dictionary(dictionary), open_activations(activations)
     net, note = _network(network, str(seen.manifest["network"].get("source", "")))
     start = time.perf_counter()
-    built = build_index(made, seen, out, net=net, progress=report)
+    again = inputs_again(net, seen, texts, inputs)
+    built = build_index(made, seen, out, net=net, inputs=again, progress=report)
     return store.plain({
         "out": out, **_facts(built), "entries": built.facts["entries"],
         "l0": built.facts["entries"] / built.facts["rows"],
@@ -197,7 +202,7 @@ def _facts(opened: LatentIndex) -> dict[str, Any]:
     facts = opened.facts
     return {
         "latents": facts["latents"], "rows": facts["rows"], "examples": facts["examples"], "sites": facts["sites"],
-        "network": facts["name"], "dictionary": facts["kind_of_dictionary"],
+        "network": facts["name"], "dictionary": facts["kind_of_dictionary"], "gap": opened.gap,
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .. import organisms
 from ..attribution.metric import Metric, at_position, logit_difference, output_distance
 from ..errors import InputError, ModelError
 from ..features.attach import attach
+from ..features.data import data_of
 from ..features.opening import load_dictionary
 from ..lift import lift
 from ..run.network import Network
@@ -24,8 +25,12 @@ from ..run.opening import open_network, organism_named
 from ..run.trace import Trace
 from .verb import near
 
+if TYPE_CHECKING:
+    from ..features.store import Activations
+
 HELD_OUT_SEED = 7919  # added to a seed, so that the pairs of a test are not those of the search
 FEW = 4
+OWN = 1024  # inputs of an organism's own that are collected where nothing else is asked for
 SMALL = 5_000_000  # parameters
 MOST_LATENTS = 100  # of a dictionary that are nodes of a circuit, unless Python is told otherwise
 HELD_OUT_FROM = 8  # with so many pairs of one's own, every second one is kept for the test
@@ -162,6 +167,27 @@ def own_inputs(net: Network, count: int) -> Any:
     if organism is None:
         raise InputError(f"Nothing to run '{net.name}' on; give a file of --texts or --inputs.")
     return drawn(organism, count, 0).clean if organism.behaviour is not None else _any_input(organism, count)
+
+
+def inputs_again(net: Network | None, rows: Activations, texts: str, inputs: str) -> Any:
+    """What rows were collected from: the file named, or an organism's own inputs, made again; None where inputs were
+    kept with the rows. A file is checked where it is read. Raises InputError where inputs are not to be had."""
+    if texts and inputs:
+        raise InputError("Both --texts and --inputs are given; give the one that was collected.")
+    if texts or inputs:
+        return Path(texts or inputs)
+    manifest = rows.manifest
+    if manifest["inputs"]:
+        return None
+    if net is not None and organism_of(net) is not None:
+        for count in dict.fromkeys((len(rows.examples), OWN)):  # the latter of a collection with a limit
+            made = own_inputs(net, count)
+            if data_of(net, made, limit=manifest["limit"]).hash == manifest["hash"]:
+                return made
+    raise InputError(
+        f"'{rows.folder}' was collected without its inputs, which are larger than its values; give the data that were "
+        "collected: --inputs FILE (.npy, .npz or .safetensors), or --texts FILE."
+    )
 
 
 def _any_input(organism: organisms.Organism, count: int) -> Tensor:

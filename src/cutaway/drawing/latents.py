@@ -26,7 +26,7 @@ def latent_page(page: Mapping[str, Any]) -> Plot:
     notes = [
         f"{about['dictionary']}, {about['latents']:,} latents of {about['sites']}"
         + (f" in {about['network']}" if about["network"] else ""),
-        f"Fires on {about['fired']:,} of {about['rows']:,} rows: {about['density']:.3%} (95 % {about['low']:.3%} to "
+        f"Fires on {about['fired']:,} of {_rows(about['rows'])}: {about['density']:.3%} (95 % {about['low']:.3%} to "
         f"{about['high']:.3%}); at most {figure(about['max'])}, {figure(about['mean'])} on average where it fires.",
     ]
     if page["label"]:
@@ -38,7 +38,7 @@ def latent_page(page: Mapping[str, Any]) -> Plot:
 
 def _examples(page: Mapping[str, Any]) -> str:
     groups = [("strongest", page["top"])]
-    groups += [(f"{figure(low, 2)} to {figure(high, 2)}: {count:,} rows", shown)
+    groups += [(f"{figure(low, 2)} to {figure(high, 2)}: {_rows(count)}", shown)
                for low, high, count, shown in page["intervals"] if shown]  # fmt: skip
     groups = [(name, shown) for name, shown in groups if shown]
     if not groups:
@@ -52,7 +52,7 @@ def _examples(page: Mapping[str, Any]) -> str:
         y += 8
         if examples[0]["tokens"]:
             for shown in examples:
-                _line(root, y, shown, most)
+                _line(root, y, shown, most, page["about"]["gap"])
                 y += LINE
         else:
             y = _pictures(root, y, examples, most)
@@ -61,11 +61,14 @@ def _examples(page: Mapping[str, Any]) -> str:
     return markup(root)
 
 
-def _line(root: Element, y: float, shown: Mapping[str, Any], most: float) -> None:
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' * (count != 1)}"
+
+
+def _line(root: Element, y: float, shown: Mapping[str, Any], most: float, gap: str) -> None:
     """Tokens in a line, the row's own in the middle; those that do not fit are left out at both ends."""
     texts = [token.replace("\n", "↵").replace(" ", "\N{NO-BREAK SPACE}") or "∅" for token in shown["tokens"]]
-    if not any(token[:1].isspace() or token[-1:].isspace() for token in shown["tokens"]):  # words without spaces
-        texts = [text + "\N{NO-BREAK SPACE}" for text in texts]
+    texts = [text + gap.replace(" ", "\N{NO-BREAK SPACE}") for text in texts]
     low, high = 0, len(texts)
     at = shown["at"]
     while high - low > 1 and sum(map(len, texts[low:high])) * LETTER > WIDE - LEFT - 8:
@@ -159,7 +162,7 @@ def _bars(histogram: Mapping[str, Sequence[float]]) -> str:
             tall = max(math.log1p(count) / top * (high - 26), 1)
             step = wide / len(counts)
             bar = add(root, "rect", "bar", x=place * step, y=high - tall, width=step - 1.5, height=tall)
-            add(bar, "title", text=f"{figure(edges[place])} to {figure(edges[place + 1])}: {count:,.0f} rows")
+            add(bar, "title", text=f"{figure(edges[place])} to {figure(edges[place + 1])}: {_rows(int(count))}")
     add(root, "line", "zero", x1=0, x2=wide, y1=high, y2=high)
     for place, anchor in ((0, "start"), (-1, "end")):
         add(root, "text", "tick", figure(edges[place], 2), x=0 if place == 0 else wide, y=high + 16, text_anchor=anchor)

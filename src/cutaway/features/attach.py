@@ -21,7 +21,7 @@ from ..run.network import Network
 from ..run.splice import Attachment
 from ..run.trace import Trace
 from .dictionary import Dictionary
-from .encoding import active_in, attachment_of, with_latents
+from .encoding import active_in, attachment_of, parts_of, with_latents
 from .fit import Fit, fit_on, reference_inputs, refuse
 
 
@@ -53,15 +53,18 @@ def attach(
     in the network's `notes`.
     """
     what = attachment_of(basis, site, name=name, axis=axis)
-    if any(what.name == other.name for other in net.attachments):
-        raise InputError(f"A dictionary is attached at '{what.name}' already; give this one another name=.")
+    parts = parts_of(what)
+    names = {what.name, *(part.name for part in parts)}
+    if taken := [other.name for other in net.attachments if {other.name, other.group} & names]:
+        raise InputError(f"A dictionary is attached at '{taken[0]}' already; give this one another name=.")
     found = copy.copy(net)
     found._guides, found.notes, found.pending = {}, [*net.notes], [*net.pending]
-    found.attachments = (*net.attachments, what)
     if active is not None and latents is None:
         latents = active_in(what, [active] if isinstance(active, Trace) else active, most)
     if latents is not None:
-        found.attachments = (*net.attachments, with_latents(what, latents))
+        with_latents(what, latents)  # says what is wrong with them
+        parts = tuple(with_latents(part, latents) for part in parts)
+    found.attachments = (*net.attachments, *parts)
     if isinstance(basis, Dictionary):
         given = inputs if inputs is not None else reference_inputs(basis)
         if given is None:

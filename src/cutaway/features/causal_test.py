@@ -79,8 +79,11 @@ def causal_test(
     holds = _holds(index, label, held, trace)
     if holds.all() or not holds.any():
         raise InputError("The label holds on all of these rows or on none, so there is nothing to compare; take more.")
-    ids = index.words.ids["promoted"][label.latent][:WORDS] if index.words and "promoted" in index.words.ids else None
-    if ids is None:
+    ids = None
+    if index.words is not None and "promoted" in index.words.ids:
+        ids, by = (table["promoted"][label.latent][:WORDS] for table in (index.words.ids, index.words.values))
+        ids = ids[by > 0]
+    if ids is None or not len(ids):
         some = net.record(_inputs(index, parts.train_rows, examples)[0])
         fall = (_outputs(some) - _outputs(_without(some, index, label.latent))).flatten(0, -2).mean(0)
         ids = fall.topk(min(WORDS, len(fall))).indices.numpy()

@@ -21,7 +21,7 @@ import torch
 from .. import __version__
 from ..errors import InputError, ResourceError
 from ..run.network import Network
-from .cutting import Cutter, check_come_again, digests, kept
+from .cutting import Cutter, check_come_again, digests, kept, left_out
 from .data import Batch, Data, content, data_of
 from .manifest import DTYPES, MANIFEST, SCHEMA, VERSION, check_same, completed, write_manifest
 from .moments import Sites, Value, of_one_moment
@@ -103,7 +103,8 @@ def forecast_collect(
     rows, size, share = _extent(job, first, values)
     passes = sum(1 for _ in job.data.batches())
     return Forecast(
-        rows, job.data.count, passes, size, seconds * share, _free(job.folder), _told(values), _notes(job)
+        rows, job.data.count, passes, size, seconds * share, _free(job.folder), _told(values),
+        [*job.data.notes, *left_out(first, values, job.data.count), *_whole(job)],
     )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def _collected(job: _Job, progress: Progress) -> Activations:
             f"The data end after {done:,} examples and '{job.folder}' holds {shards[-1].last:,}, so these are other "
             "data; collect into another folder."
         )
-    manifest |= {"hash": job.data.hash or seen.hexdigest(), "notes": _notes(job)}
+    manifest |= {"hash": job.data.hash or seen.hexdigest(), "notes": [*manifest["notes"], *_whole(job)]}
     check_same(job.folder, manifest)
     write_manifest(job.folder, completed(manifest, shards))
     return Activations(job.folder)
@@ -180,7 +181,8 @@ def _begun(job: _Job, item: Batch, values: dict[str, Value], shards: list[Shard]
         "network": {"name": job.net.name, "fingerprint": job.net.fingerprint, "source": job.net.source},
         "sites": _told(values), "rows": list(next(iter(values.values())).grid), "dtype": job.dtype,
         "skip_first": job.skip_first, "seed": job.seed, "batch": job.batch, "limit": job.limit, "data": job.data.about,
-        "inputs": kept(item, values), "shards": [], "counts": {}, "normalisation": {}, "notes": job.data.notes,
+        "inputs": kept(item, values, job.data.count), "shards": [], "counts": {}, "normalisation": {},
+        "notes": [*job.data.notes, *left_out(item, values, job.data.count)],
         "versions": {"cutaway": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
     begun = (job.folder / MANIFEST).exists()
@@ -205,9 +207,9 @@ def _told(values: dict[str, Value]) -> list[dict[str, Any]]:
     return [{"site": site, "width": value.rows.shape[-1], "axis": value.axis} for site, value in values.items()]
 
 
-def _notes(job: _Job) -> list[str]:
+def _whole(job: _Job) -> list[str]:
     why = "a site lies inside an op, or the network took another way than on the first examples"
-    return [*job.data.notes, *[f"batches were run to the end, as {why}"] * bool(job.sites.whole)]
+    return [f"batches were run to the end, as {why}"] * bool(job.sites.whole)
 
 
 def _extent(job: _Job, item: Batch, values: dict[str, Value]) -> tuple[int, int, float]:
@@ -216,7 +218,7 @@ def _extent(job: _Job, item: Batch, values: dict[str, Value]) -> tuple[int, int,
     share = job.data.units / units
     rows = next(iter(values.values())).rows[..., 0].numel()
     size = sum(value.rows.numel() for value in values.values()) * DTYPES[job.dtype].itemsize
-    inputs = sum(item.inputs()[name].nbytes for name in kept(item, values))
+    inputs = sum(item.inputs()[name].nbytes for name in kept(item, values, job.data.count))
     return round(rows * share), round((size + inputs) * share), share
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from .moments import Value
 from .shards import STORED, Shard, write_shard
 
 LIMIT = 32 << 20  # bytes of values of a shard: what a kill can lose
+SMALL = 64 << 20  # bytes of an input of all examples that is kept, however large beside the values
+_SOME = 16  # of so many examples, one
+_LOST = 0.01  # of the values' energy that storing them may lose
 
 
 @dataclass
@@ -28,9 +32,10 @@ class Cutter:
     stream: bool
     inputs: Sequence[str]
     shards: list[Shard]
-    _widths: dict[str, int] = field(default_factory=dict)
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the first batch's values and inputs
     _kinds: dict[str, torch.dtype] = field(default_factory=dict)
     _pieces: dict[str, list[Tensor]] = field(default_factory=dict)
+    _small: list[str] = field(default_factory=list)  # sites of which the dtype may make zeros
     _from: int = 0
     _to: int = 0
     _rows: int = 0
@@ -38,10 +43,14 @@ class Cutter:
 
     def add(self, item: Batch, values: Mapping[str, Value], start: int, parts: Sequence[tuple[int, int, bool]]) -> None:
         """Parts of a batch whose first example has number `start`: from an example up to another, and whether a shard
-        ends there. Raises InputError for numbers that cannot be stored, ResourceError from the disk."""
+        ends there. Raises InputError for what cannot be stored, ResourceError from the disk."""
+        self._check_alike(item, values)
         if not parts:
             return
         stored = {site: self._stored(site, value.rows, item) for site, value in values.items()}
+        self._small = [site for site, value in values.items() if coarser(self.dtype, value.rows.dtype)]
+        for site in self._small:
+            check_energy(site, values[site].rows, stored[site], item.numbers)
         each = sum(rows[0].numel() * self.dtype.itemsize for rows in stored.values())
         for low, high, ends in parts:
             if low != self._to:
@@ -52,6 +61,7 @@ class Cutter:
                 count = min(high - low, max(room, 0 if self._bytes else 1))
                 if count:
                     self._keep(item, stored, low - start, count)
+                    self._count(values, low - start, count)
                     low += count
                     self._to, self._bytes = low, self._bytes + count * each
                 if low < high or room <= count or ends:
@@ -62,7 +72,10 @@ class Cutter:
         if not self._pieces:
             return
         tensors: dict[str, Sequence[Tensor]] = dict(self._pieces)
-        for site, width in self._widths.items():
+        for name in [name for name in tensors if name.startswith("zeroed/")]:
+            tensors[name] = [torch.stack(list(tensors[name])).sum(0)]
+        for site in [name[7:] for name in self._pieces if name.startswith("values/")]:
+            width = self._pieces[f"values/{site}"][0].shape[-1]
             total, norms = torch.zeros(width, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
             for piece in self._pieces[f"values/{site}"]:
                 rows = piece.float()
@@ -74,14 +87,35 @@ class Cutter:
         self._pieces = {}
         self._from, self._rows, self._bytes = self._to, 0, 0
 
+    def _check_alike(self, item: Batch, values: Mapping[str, Value]) -> None:
+        """Raises InputError where values or inputs are shaped otherwise than those of the first batch."""
+        there = item.inputs()
+        inputs = {f"the input '{name}'": there[name] for name in self.inputs if name in there}
+        sites = {f"'{site}'": value.rows for site, value in values.items()}
+        for name, tensor in (sites | inputs).items():
+            shape, at = tuple(tensor.shape), f"{int(item.numbers[0]):,}"
+            first = self._shapes.setdefault(name, shape)
+            if len(shape) != len(first):
+                raise InputError(
+                    f"{name} has shape {first} in the first batch and {shape} from example {at} on; batches "
+                    "with different numbers of axes cannot be collected together."
+                )
+            if name in sites and shape[-1] != first[-1]:
+                raise InputError(
+                    f"{name} has vectors of {first[-1]} numbers before and of {shape[-1]} in example {at}; rows "
+                    "of different widths cannot be collected together."
+                )
+
+    def _count(self, values: Mapping[str, Value], at: int, count: int) -> None:
+        """Add how many numbers of some examples are no zero, and how many of them are stored as zero."""
+        for site in self._small:
+            some = values[site].rows[at : at + some_of(count)]
+            low = np.count_nonzero((some.abs() <= half_step(self.dtype)).cpu().numpy())
+            zero = low and np.count_nonzero((some == 0).cpu().numpy())
+            self._pieces.setdefault(f"zeroed/{site}", []).append(torch.tensor([some.numel() - zero, low - zero]))
+
     def _stored(self, site: str, rows: Tensor, item: Batch) -> Tensor:
         """Values as they lie on disk."""
-        width = self._widths.setdefault(site, rows.shape[-1])
-        if rows.shape[-1] != width:
-            raise InputError(
-                f"'{site}' has vectors of {width} numbers before and of {rows.shape[-1]} in example "
-                f"{int(item.numbers[0]):,}; rows of different widths cannot be collected together."
-            )
         made = rows.to("cpu", self.dtype)
         # A sum shows whether a number is infinite or none; where it overflows by itself, a closer look tells.
         if not bool(made.sum(dtype=torch.float32).isfinite()) and not bool(made.isfinite().all()):
@@ -115,16 +149,64 @@ class Cutter:
             self._pieces.setdefault(name, []).append(piece)
 
 
+def coarser(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether small numbers of another dtype are none in this one."""
+    return torch.finfo(dtype).tiny > torch.finfo(other).tiny
+
+
+def half_step(dtype: torch.dtype) -> float:
+    """What rounding takes from a number near zero, at most; numbers no larger than this become zero."""
+    return torch.finfo(dtype).tiny * torch.finfo(dtype).eps / 2
+
+
+def some_of(count: int) -> int:
+    """Of so many examples, those looked at where a look at each would cost too much."""
+    return 1 + (count - 1) // _SOME
+
+
+def check_energy(site: str, rows: Tensor, made: Tensor, numbers: Tensor) -> None:
+    """Raises InputError where numbers are too small for the dtype they are stored in, by the share of the squared sum
+    of a batch that is lost."""
+    # Where the squared sum, already that of some examples, is far above what rounding takes from all, nothing is amiss.
+    most = half_step(made.dtype) * (rows.numel() / _LOST) ** 0.5
+    if float(torch.linalg.vector_norm(rows[: some_of(len(rows))])) > 2 * most:
+        return
+    exact = rows.to("cpu", torch.float64)
+    energy = float(exact.square().sum())
+    lost = float((exact - made.double()).square().sum()) / energy if energy else 0.0
+    if lost > _LOST:
+        name = str(made.dtype)[6:]
+        other = "dtype='bfloat16' or 'float32'" if made.dtype is torch.float16 else "larger inputs"
+        raise InputError(
+            f"'{site}' in examples {int(numbers[0]):,} to {int(numbers[-1]):,} holds numbers too small for {name} (at "
+            f"most {float(exact.abs().max()):.3g}): storing them would lose {lost:.1%} of their squared sum; collect "
+            f"with {other}."
+        )
+
+
 def _repeated(sizes: Sequence[int], count: int) -> Tensor:
     return torch.tensor(list(sizes), dtype=torch.long).expand(count, len(sizes))
 
 
-def kept(item: Batch, values: Mapping[str, Value]) -> list[str]:
-    """Which inputs are stored beside the values: ids, and others that are no more numbers than the values."""
+def kept(item: Batch, values: Mapping[str, Value], count: int | None) -> list[str]:
+    """Which inputs are stored beside the values: ids, and others that are no more numbers than the values or, for all
+    `count` examples (None: not known), no more than SMALL bytes."""
     room = sum(value.rows.numel() for value in values.values())
+    few = len(item.numbers) * SMALL // (count or 1 << 62)
     return [
         name for name, tensor in item.inputs().items()
-        if tensor.dtype in STORED and (not tensor.is_floating_point() or tensor.numel() <= room)
+        if tensor.dtype in STORED and (not tensor.is_floating_point() or tensor.numel() <= room or tensor.nbytes <= few)
+    ]  # fmt: skip
+
+
+def left_out(item: Batch, values: Mapping[str, Value], count: int | None) -> list[str]:
+    """A note for each input that is not stored."""
+    there, told = kept(item, values, count), item.inputs()
+    width = sum(value.rows[0].numel() for value in values.values())
+    return [
+        f"the input '{name}' is not kept ({tensor[0].numel():,} numbers an example beside {width:,} of values), so "
+        "examples can be shown or indexed only by running the network on them again"
+        for name, tensor in told.items() if name not in there
     ]  # fmt: skip
 
 

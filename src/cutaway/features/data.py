@@ -75,7 +75,7 @@ def data_of(
         if value is not None and (type(value) is not int or value < 1):
             raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
     told: dict[str, Any] = {}
-    if isinstance(given, str) and len(given) < 1024 and "\n" not in given and Path(given).is_file():
+    if isinstance(given, str) and len(given) < 256 and "\n" not in given and Path(given).is_file():
         given = Path(given)
     if isinstance(given, Path):
         given, told = _read(given), {"file": str(given)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,9 +49,76 @@ def attachment_of(
         axis = axis or (reads[0].axis if reads else "")
     else:
         raise InputError(f"site= is one site, or two for a transcoder (read, written), and here are {len(where)}.")
+    if steps := [end for side in ends for end in side if "@*" in end]:
+        one = steps[0].replace("@*", "@3")
+        raise InputError(
+            f"'{steps[0]}' is all steps of a recurrence, and each step is attached apart: attach(dictionary, '{one}')."
+        )
     whole = encoding_of(basis, None)
     label = name or ends[1][0]
     return Attachment(label, ends[0], ends[1], axis, sizes, count, tuple(range(count)), whole, whole, basis)
+
+
+def parts_of(what: Attachment) -> tuple[Attachment, ...]:
+    """The attachment in parts, one for each place read, where each latent reads one of several places alone (as in a
+    cross-layer transcoder); else as it is.
+
+    A part writes the places that its latents write, so a change comes behind each of those values; its latents have the
+    numbers that they have in the dictionary.
+    """
+    basis = what.basis
+    if len(what.reads) < 2 or not isinstance(basis, Dictionary) or basis.per_row or basis.activation not in _ALONE:
+        return (what,)
+    read, written = _touched(basis.weights["encoder"], what, what.reads), _touched(basis.decoder, what, what.writes)
+    if (read.sum(1) > 1).any():
+        return (what,)
+    group = read.int().argmax(1)
+    kept = [place for place in range(len(what.reads)) if bool((group == place).any())]
+    into = {place: written[group == place].any(0).nonzero()[:, 0].tolist() or [len(what.writes) - 1] for place in kept}
+    last = {write: place for place in kept for write in into[place]}  # the part that has the bias of what is written
+    firsts = [what.writes[into[place][0]] for place in kept]
+    named = what.name == what.writes[0] and len(set(firsts)) == len(firsts)
+    found = []
+    for number, place in enumerate(kept):
+        own = (group == place).nonzero()[:, 0]
+        biased = [write for write in into[place] if last[write] == place]
+        name = firsts[number] if named else f"{what.name}.{number}"
+        found.append(_part(what, name, (place, into[place], biased), own))
+    return tuple(found)
+
+
+def _touched(table: Tensor, what: Attachment, sites: Sequence[str]) -> Tensor:
+    """[latents, sites]: whether a latent has weights that are not zero at a site."""
+    parts = table.split([what.widths[site] for site in sites], 1)
+    return torch.stack([part.ne(0).any(1) for part in parts], 1).cpu()
+
+
+def _part(what: Attachment, name: str, ends: tuple[int, list[int], list[int]], own: Tensor) -> Attachment:
+    """The latents `own` as an attachment: the place that they read, those that they write, and those of whose biases
+    this part is told."""
+    basis, (place, into, biased) = what.basis, ends
+    spans = torch.arange(basis.width).split([what.widths[site] for site in what.reads])[place]
+    sizes = [what.widths[site] for site in what.writes]
+    outs = torch.arange(basis.out_width).split(sizes)
+    given = basis.weights
+    weights = {
+        "encoder": given["encoder"][:, spans],
+        "decoder": given["decoder"][:, torch.cat([outs[w] for w in into])],
+    }
+    weights |= {"encoder_bias": given["encoder_bias"]} if "encoder_bias" in given else {}
+    weights |= {"center": given["center"][spans]} if "center" in given else {}
+    if "decoder_bias" in given:
+        bias = [given["decoder_bias"][outs[write]] * (write in biased) for write in into]
+        weights["decoder_bias"] = torch.cat(bias)
+    alone = Dictionary(basis.kind, basis.activation, weights, basis.k, basis.extra, card=basis.card)
+    mask = torch.zeros(basis.latents, dtype=torch.bool).index_fill(0, own, True).to(basis.decoder.device)
+    some, numbers = encoding_of(alone, own), tuple(own.tolist())
+    whole = replace(encoding_of(alone, None), encode=lambda rows: alone.encode(rows) * mask, rule=None)
+    writes = tuple(what.writes[write] for write in into)
+    return Attachment(
+        name, (what.reads[place],), writes, what.axis, what.widths, what.count, numbers, whole, some, alone,
+        frozenset(numbers), what.name,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -86,10 +154,9 @@ def with_latents(what: Attachment, latents: Sequence[int]) -> Attachment:
         raise InputError(f"No latent of '{what.name}' is told apart (none is active, perhaps); give at least one.")
     if odd := [latent for latent in chosen if not 0 <= latent < what.count]:
         raise InputError(f"'{what.name}' has {what.count:,} latents, so there is no {odd[0]}.")
-    fields = {
-        key: getattr(what, key) for key in ("name", "reads", "writes", "axis", "widths", "count", "whole", "basis")
-    }
-    return Attachment(**fields, latents=chosen, some=encoding_of(what.basis, torch.tensor(chosen)))
+    if what.own and not (chosen := tuple(latent for latent in chosen if latent in what.own)):
+        return replace(what, latents=())  # a part of a dictionary none of whose latents is a node
+    return replace(what, latents=chosen, some=encoding_of(what.basis, torch.tensor(chosen)))
 
 
 def encoding_of(basis: Basis, chosen: Tensor | None) -> Encoding:

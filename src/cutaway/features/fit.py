@@ -111,7 +111,8 @@ def fit_on(what: Attachment, trace: Trace) -> Fit:
         moved.append(f"it was made for the network {', '.join(sorted(made_for))} and this is {net.fingerprint}")
     if not moved and made_for:  # its own site of its own network, so nothing can be off but inputs or the scale
         far = off and "norm" in reference and not 1 / _FAR <= measured["norm"] / (reference["norm"] or 1.0) <= _FAR
-        moved = ["the place is its own, so the inputs differ from the probe's"] if off and not far else []
+        why = "the place is its own, so the inputs differ from the probe's or the dictionary was changed"
+        moved = [why] if off and not far else []
         off, moved = (off, []) if far else ([], [*off, *moved])
     if off and measured["rows"] < ENOUGH:
         verdict = "few rows"

@@ -29,9 +29,9 @@ from .dictionary import Dictionary, concatenated
 from .files import save_dictionary
 from .index_build import Progress, fill, put_in_place, scratch_folder, shapes
 from .opening import load_dictionary
-from .seen import Collected, Seen, Watched, watch
+from .seen import Collected, Seen, Watched, inputs_again, watch
 from .store import Activations
-from .words import Words, words_of
+from .words import Words, readable, words_of
 
 if TYPE_CHECKING:
     from .labels import Label
@@ -48,15 +48,20 @@ def build_index(
     *,
     classes: tuple[Sequence[int], Sequence[str]] | None = None,
     net: Network | None = None,
+    inputs: Any = None,
     progress: Progress = lambda stage, done, of: None,
 ) -> LatentIndex:
     """Index what a dictionary's latents do on examples: `watch(net, inputs)`, or collected activations.
 
     `classes`: the class of each example, and the classes' names. `net`: the network, for the words of tokens and of
-    directions; that of `watch` where it is not given. An index that is already at `folder` is replaced once the new one
-    is whole. Raises InputError for rows that cannot be used, ResourceError when the disk is full.
+    directions; that of `watch` where it is not given. `inputs`: the data that were collected, where they were not kept
+    with the activations (known by their hash). An index that is already at `folder` is replaced once the new one is
+    whole. Raises InputError for rows or inputs that cannot be used, ResourceError when the disk is full.
     """
-    seen: Seen = Collected(source) if isinstance(source, Activations) else source
+    if inputs is not None and not isinstance(source, Activations):
+        raise InputError("inputs= is for collected activations; `watch` has its inputs already.")
+    again = inputs_again(source, inputs, net) if isinstance(source, Activations) and inputs is not None else None
+    seen: Seen = Collected(source, again) if isinstance(source, Activations) else source
     folder, net = Path(folder), net if net is not None else seen.net if isinstance(seen, Watched) else None
     if folder.exists() and not (folder / "manifest.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder}' holds something else than an index; give a folder of its own.")
@@ -78,7 +83,7 @@ def build_index(
         "kind_of_dictionary": dictionary.kind, "hash": _hash(made / "dictionary.safetensors"),
         "network": "" if net is None else net.fingerprint, "name": dictionary.card.network if net is None else net.name,
         "source": "" if net is None else net.source, "data": seen.manifest,
-        "vocabulary": _vocabulary(net, seen, facts["kind"]),
+        "vocabulary": _vocabulary(net, seen, facts["kind"]), "gap": _gap(net, seen, facts["kind"]),
         "classes": None if classes is None else [int(one) for one in classes[0]],
         "class_names": [] if classes is None else list(classes[1]),
         "words": None if words is None else words.facts(),
@@ -166,6 +171,15 @@ class LatentIndex:
         return names[token] if names and 0 <= token < len(names) and names[token] is not None else str(token)
 
     @cached_property
+    def gap(self) -> str:
+        """What stands between two tokens of a text: nothing, or a space where tokens are whole words."""
+        told, names = self.facts.get("gap"), [name for name in self.facts["vocabulary"] or () if name]
+        if told is not None:
+            return str(told)
+        pieces = any(name[:1].isspace() or name[-1:].isspace() for name in names) or all(len(n) == 1 for n in names)
+        return "" if names and pieces else " "
+
+    @cached_property
     def tokens(self) -> np.ndarray:
         """[rows]: the token at each row, -1 where rows are no positions of a text."""
         if self.facts["kind"] != "text" or self.facts["axes"] != 1:
@@ -247,7 +261,10 @@ class LatentIndex:
         return searching.search(self, text, **options)
 
     def on_token(self, token: str | int, top: int = 20) -> list[dict[str, Any]]:
-        """The latents that fire on a token (see `searching.on_token`)."""
+        """The latents that fire on a token (see `searching.on_token`); a newline may be given as it is shown."""
+        known = self.facts["vocabulary"] or []
+        if token in ("\n", "↵") and token not in known:
+            token = next((name for name in known if name and readable(name) == "\n"), token)
         return searching.on_token(self, token, top)
 
     def on_example(self, number: int, top: int = 20) -> list[dict[str, Any]]:
@@ -265,7 +282,7 @@ class LatentIndex:
             with torch.no_grad():
                 found.append(self.dictionary.codes(concatenated(part.values, tuple(self.facts["sites"])).float()))
         first = seen.examples[0]
-        tokens = [net.token_text(int(one)) for one in first] if self.facts["kind"] == "text" else None
+        tokens = [readable(net.token_text(int(one))) for one in first] if self.facts["kind"] == "text" else None
         table = [_fired(codes, row) for codes in found for row in range(len(codes))]
         activations: Any = table if latent is None else [dict(row).get(latent, 0.0) for row in table]
         return {"tokens": tokens, "activations": activations}
@@ -311,6 +328,15 @@ def _vocabulary(net: Network | None, seen: Seen, kind: str) -> list[str | None] 
     for item in seen.examples:
         occurring[item.numpy()] = True
     return [net.token_text(token) if there else None for token, there in enumerate(occurring)]
+
+
+def _gap(net: Network | None, seen: Seen, kind: str) -> str | None:
+    """What the tokenizer puts between tokens: nothing, or a space; None where inputs are no texts."""
+    if kind != "text" or net is None or net.tokenizer is None:
+        return None
+    ids = next((item[:64].tolist() for item in seen.examples if len(item) > 1), [])
+    spaces = net.tokenizer.decode(ids).count(" ") - sum(net.token_text(token).count(" ") for token in ids)
+    return " " if 2 * spaces >= len(ids) - 1 > 0 else ""
 
 
 def _hash(path: Path) -> str:

@@ -116,7 +116,8 @@ def _encode(
 def _check(value: Tensor, part: Part, last: int) -> None:
     if not bool(value.isfinite().all()):
         row = int((~value.isfinite()).any(1).nonzero()[0, 0])
-        where = f"example {int(part.example[row])}, position {tuple(part.position[row].tolist())}"
+        position = tuple(part.position[row].tolist())
+        where = f"example {int(part.example[row])}" + (f", position {position}" if position else "")
         raise InputError(f"The values at {where} are not finite; find out why, or leave that example out.")
     if len(part.example) and (int(part.example[0]) < last or bool((part.example.diff() < 0).any())):
         raise InputError("The rows of an index must follow one another as the examples do; give them unshuffled.")

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from .intervals import wilson
+from .words import readable
 
 if TYPE_CHECKING:
     from ..drawing.plot import Plot
@@ -61,15 +62,16 @@ class Page:
 
     def __str__(self) -> str:
         about = self.about
+        told_rows = f"{about['rows']:,} row{'s' * (about['rows'] != 1)}"
         told = [
-            f"latent {self.latent} of {about['sites']}: fires on {about['fired']:,} of {about['rows']:,} rows "
+            f"latent {self.latent} of {about['sites']}: fires on {about['fired']:,} of {told_rows} "
             f"({about['density']:.3%}, 95 % {about['low']:.3%} to {about['high']:.3%}), at most {about['max']:.3g}"
         ]
         told += [f"label: {self.label['text']} (F1 {self.label['score']['f1']:.2f})"] if self.label else []
         for side, entries in self.words.items():
             told += [f"{side}: {'  '.join(repr(word) for word, _ in entries[:8])}"] if entries else []
         told += [f"fires on: {'  '.join(repr(row['token']) for row in self.tokens[:8])}"] if self.tokens else []
-        told += [f"{shown.activation:8.3f}  {_line(shown)}" for shown in self.top[:8]]
+        told += [f"{shown.activation:8.3f}  {_line(shown, about['gap'])}" for shown in self.top[:8]]
         return "\n".join(told)
 
     def plot(self) -> Plot:
@@ -82,12 +84,12 @@ class Page:
         return self.plot()._repr_html_()
 
 
-def _line(shown: Shown) -> str:
+def _line(shown: Shown, gap: str) -> str:
     if not shown.tokens:
-        return f"example {shown.example} at {shown.position}" + (f" ({shown.kind})" if shown.kind else "")
+        where = f" at {', '.join(map(str, shown.position))}" if shown.position else ""
+        return f"example {shown.example}{where}" + (f" ({shown.kind})" if shown.kind else "")
     parts = [f"[{token}]" if place == shown.at else token for place, token in enumerate(shown.tokens)]
-    spaced = any(token[:1].isspace() or token[-1:].isspace() for token in shown.tokens)
-    return repr(("" if spaced else " ").join(parts))[1:-1]
+    return repr(gap.join(parts))[1:-1]
 
 
 def make_page(
@@ -105,7 +107,7 @@ def make_page(
         "sites": ", ".join(index.facts["sites"]), "kind": index.facts["kind"], "rows": total, "fired": len(rows),
         "density": len(rows) / total, "low": low, "high": high, "seed": seed, "network": index.facts["name"],
         "max": float(values[0]) if len(values) else 0.0, "mean": float(values.mean()) if len(values) else 0.0,
-        "dictionary": index.facts["kind_of_dictionary"], "latents": len(index),
+        "dictionary": index.facts["kind_of_dictionary"], "latents": len(index), "gap": index.gap,
     }  # fmt: skip
     nearest, together = _nearest(index, latent), _together(index, latent, rows)
     label = index.labels.get(latent)
@@ -160,10 +162,11 @@ def _shown(index: LatentIndex, latent: int, row: int, value: float, context: int
         where = index.arrays["position"][first:last, 0]
         around = np.zeros(len(inputs), np.float32)  # 0 at positions of which no row was kept
         around[where] = index.at(latent, first, last)
-        tokens = tuple(index.token_text(int(token)) for token in inputs[low:high])
+        tokens = tuple(readable(index.token_text(int(token))) for token in inputs[low:high])
         return Shown(example, position, value, _floats(around[low:high]), (high - low,), position[0] - low, tokens,
                      kind=kind)  # fmt: skip
-    tokens = tuple(index.token_text(int(token)) for token in inputs) if index.facts["kind"] == "text" else ()
+    text = index.facts["kind"] == "text"
+    tokens = tuple(readable(index.token_text(int(token))) for token in inputs) if text else ()
     few = () if tokens or inputs.size > _MOST_SHOWN else _floats(inputs.ravel())
     shape = tuple(int(one) + 1 for one in index.arrays["position"][first:last].max(0)) if position else ()
     flat = _floats(index.at(latent, first, last))
@@ -189,8 +192,9 @@ def _tokens(index: LatentIndex, rows: np.ndarray, values: np.ndarray, count: int
     width = int(index.token_counts.size)
     sums, hits = np.bincount(on, values, width), np.bincount(on, minlength=width)
     return [
-        {"token": index.token_text(int(token)), "fired": int(hits[token]), "of": int(index.token_counts[token]),
-         "share": float(hits[token] / index.token_counts[token]), "mean": float(sums[token] / hits[token])}
+        {"token": readable(index.token_text(int(token))), "fired": int(hits[token]),
+         "of": int(index.token_counts[token]), "share": float(hits[token] / index.token_counts[token]),
+         "mean": float(sums[token] / hits[token])}
         for token in np.argsort(-sums, kind="stable")[:count] if hits[token]
     ]  # fmt: skip
 

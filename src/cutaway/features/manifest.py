@@ -18,6 +18,7 @@ from .shards import Shard
 
 SCHEMA, VERSION = "cutaway.activations", 1
 MANIFEST = "manifest.json"
+_ZEROED = 0.01  # the share of numbers stored as zero that is told
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -129,12 +130,21 @@ def completed(manifest: dict[str, Any], shards: Sequence[Shard]) -> dict[str, An
             "examples": [shard.first, shard.last], "rows": [rows, rows + shard.rows],
         })  # fmt: skip
         rows += shard.rows
-    figures = {}
+    figures, notes = {}, []
     for site in (site["site"] for site in manifest["sites"]):
         norms, total = (
             np.sum([shard.read(f"{part}/{site}") for shard in shards], axis=0) / rows for part in ("norms", "sum")
         )
         figures[site] = {"mean_norm": float(norms[0]), "mean_square_norm": float(norms[1]), "mean": total.tolist()}
+        there = [shard for shard in shards if f"zeroed/{site}" in shard.tensors.tensors]
+        counts: list[Any] = [[0, 0], *(shard.read(f"zeroed/{site}") for shard in there)]
+        true, zeroed = map(int, np.sum(counts, axis=0))
+        if zeroed > true * _ZEROED:
+            notes.append(
+                f"about {zeroed / true:.0%} of the numbers of '{site}' that are not zero are stored as zero, being too "
+                f"small for {manifest['dtype']}; together they are next to nothing, and dtype='float32' keeps them"
+            )
     size = sum(int(one["bytes"]) for one in told)
     counts = {"rows": rows, "examples": shards[-1].last, "shards": len(shards), "bytes": size}
-    return manifest | {"complete": True, "shards": told, "counts": counts, "normalisation": figures}
+    notes = [*manifest["notes"], *notes]
+    return manifest | {"complete": True, "shards": told, "counts": counts, "normalisation": figures, "notes": notes}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from ..errors import CutawayError, InputError, SiteError
 from ..graph import Graph
-from ..lift.axes import channel_axis
 from ..run.interventions import indices, take
 from ..run.network import Network
 from ..run.structure import swap, tensors
@@ -124,16 +124,29 @@ class Sites:
     def _refer(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int, form: tuple[tuple[int, ...], ...]
     ) -> None:
-        """Find the sites on a few examples of a batch."""
+        """Find the sites on a few examples of a batch.
 
-        def few(tensor: Tensor) -> Tensor:
-            return tensor[:FEW] if tensor.ndim and len(tensor) == count else tensor
+        An axis of examples has as many places as there are examples, for two numbers of them: a length that is that of
+        the batch by chance is not taken for it.
+        """
 
-        try:
-            trace = self.net.record(*swap(args, Tensor, few), **swap(dict(kwargs), Tensor, few))
-        except CutawayError:
-            trace = self.net.record(*args, **kwargs)  # perhaps it takes batches of this size alone
+        def some(number: int) -> Trace:
+            def few(tensor: Tensor) -> Tensor:
+                return tensor[torch.arange(number) % count] if tensor.ndim and len(tensor) == count else tensor
+
+            return self.net.record(*swap(args, Tensor, few), **swap(dict(kwargs), Tensor, few))
+
+        found: dict[int, Trace] = {}
+        with torch.random.fork_rng(devices=[]):
+            for number in (FEW, FEW - 1):
+                with suppress(CutawayError):  # perhaps it takes batches of some size alone
+                    found[number] = some(number)
+            trace = next(iter(found.values())) if found else self.net.record(*args, **kwargs)
         spots = tuple(_spot(trace, site) for site in self.sites)
+        for number, other in found.items():
+            for site in self.sites:
+                with suppress(SiteError):  # with fewer examples it went another way
+                    _recorded(other, site, number)
         self._references = [*self._references[1 - _MOST_REFERENCES :], _Reference(trace.graph, spots, form)]
 
 
@@ -146,31 +159,8 @@ def _spot(trace: Trace, site: Site) -> Spot:
     value, _ = trace.graph.find(found.address)
     address = trace.graph.site(value)
     made = trace.graph.values[value].op >= 0 and "/alias." not in address
-    fold, axes = found.fold, found.axes
-    if not fold and axes[-1:] == (str(len(axes) - 1),):
-        fold, axes = _lifted(trace, address) or (0, _told(trace, address, axes))
+    fold, axes = trace.layout(found)
     return Spot(site, address if made else "", axes, fold)
-
-
-def _lifted(trace: Trace, address: str) -> tuple[int, tuple[str, ...]] | None:
-    """Fold and axes of a raw address that has a name with them."""
-    try:
-        sites = trace.lift().sites.values()
-    except SiteError:  # a network without outputs that depend on its inputs
-        return None
-    found = (one for one in sites if one.derive is None and one.axes and "//" not in one.address)
-    graph = trace.graph
-    same = (one for one in found if one.address in graph.addresses or one.address in graph.exits)
-    return next(((one.fold, one.axes) for one in same if graph.site(graph.find(one.address)[0]) == address), None)
-
-
-def _told(trace: Trace, address: str, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """The axes of a value without a name; of an image, the channels are looked for."""
-    if len(axes) != 4 or axes[0] != "batch":
-        return axes
-    flow = trace.lift().flow
-    channel = channel_axis(flow, flow.graph.find(address)[0])
-    return ("batch", "height", "width", "channel") if channel == 3 else ("batch", "channel", "height", "width")
 
 
 def _recorded(trace: Trace, site: Site, count: int) -> Value:

@@ -35,7 +35,8 @@ OPTIONS: dict[str, Any] = {
     "dense": False,  # the plain step, where there is a faster one
 }
 PREFIXES = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)  # Bussmann et al. 2025
-HELD_OUT = 0.01
+HELD_OUT = 0.01  # share of the rows that is kept out ...
+LEAST_OUT = (1024, 0.1)  # ... and not below the smaller of this many and this share
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def planned(
         raise InputError(f"{samples:,} samples are fewer than the {latents:,} latents; train on more.")
     batch = options["batch"] or default_batch(there, samples)
     count = there // batch
-    in_pass = count - max(math.ceil(HELD_OUT * count), 1)
+    in_pass = count - max(math.ceil(HELD_OUT * count), math.ceil(min(LEAST_OUT[0], LEAST_OUT[1] * there) / batch))
     if in_pass < 1:
         raise InputError(f"A batch of {batch:,} rows leaves none of {there:,} to be kept out; make it smaller.")
     steps = max(round(samples / batch), 1)

@@ -28,7 +28,8 @@ class Rows(Protocol):
     def batches(self, size: int, *, seed: int = 0, skip: int = 0) -> Iterator[dict[str, Tensor]]:
         """All rows once, in the order that `seed` gives, as {site: [size, width]} in single precision.
 
-        The last rows that make no full batch are left out; with `skip`, that many first batches are.
+        The last rows that make no full batch are left out; with `skip`, that many first batches are. Raises
+        InputError for a batch of more rows than there are.
         """
 
     def sample(self, count: int, *, seed: int = 0) -> dict[str, Tensor]:
@@ -69,7 +70,11 @@ class InMemory:
         return len(next(iter(self.values.values())))
 
     def batches(self, size: int, *, seed: int = 0, skip: int = 0) -> Iterator[dict[str, Tensor]]:
-        """All rows once in a seeded order."""
+        """All rows once in a seeded order. Raises InputError for a batch of more rows than there are, or of none."""
+        if size < 1:
+            raise InputError(f"A batch of {size} rows is none; give at least 1.")
+        if size > len(self):
+            raise InputError(f"There are {len(self):,} rows, which make no batch of {size:,}; ask for a smaller one.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for start in range(skip * size, len(self) - size + 1, size):
             picked = order[start : start + size]

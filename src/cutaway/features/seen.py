@@ -6,22 +6,28 @@ serve as well, as long as their rows follow one another as examples and position
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import InputError
 from ..run.network import Network
+from .cutting import digests
+from .data import content, data_of
 from .moments import Sites
 from .store import Activations
 
 KINDS = ("text", "image", "series", "vector")
 _ROWS = 1 << 14  # rows of collected activations that are read at once
+_ARRAYS = (".npy", ".npz", ".safetensors")
 _PIECE = 1 << 22  # numbers of a batch of inputs or values that are held at once, about
 
 
@@ -93,9 +99,11 @@ class Watched:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """Collected activations, example by example in the order in which they lie on disk."""
+    """Collected activations, example by example in the order in which they lie on disk; `inputs` by number where they
+    were not kept."""
 
     activations: Activations
+    inputs: Mapping[int, Mapping[str, Tensor]] | None = None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -111,9 +119,12 @@ class Collected:
         """The inputs of all examples. Raises InputError where they were not kept."""
         found = []
         for number in torch.unique_consecutive(self._numbers).tolist():
-            inputs = self.activations.examples[int(number)].inputs
+            inputs = self.activations.examples[number].inputs if self.inputs is None else self.inputs[number]
             if not inputs:
-                raise InputError("These activations were collected without their inputs, so there is nothing to show.")
+                raise InputError(
+                    "These activations were collected without their inputs, so there is nothing to show; give inputs=, "
+                    "the data that were collected."
+                )
             found.append(next(iter(inputs.values())))
         return found
 
@@ -124,6 +135,37 @@ class Collected:
             picked = range(start, min(start + _ROWS, len(self.activations)))
             values = {site: self.activations.rows(site, picked) for site in sites}
             yield Part(values, order[start : picked.stop], self.activations.where(picked)[1])
+
+
+def inputs_again(activations: Activations, given: Any, net: Network | None = None) -> dict[int, dict[str, Tensor]]:
+    """The inputs of all examples by number, from the data that were collected, given again as `collect` takes them.
+
+    They are known by their hash. `net` cuts texts into tokens; arrays need none. Raises InputError for other data.
+    """
+    manifest, about = activations.manifest, activations.manifest["data"]
+    path = isinstance(given, (str, Path)) and "\n" not in str(given)
+    arrays = Path(given).suffix in _ARRAYS if path else isinstance(given, (Tensor, np.ndarray, Mapping))
+    if net is None and not arrays:
+        raise InputError("The network is needed to read these inputs; give it too.")
+    streamed, seen = about.get("kind") == "batches", hashlib.sha256()
+    found: dict[int, dict[str, Tensor]] = {}
+    texts = path and not arrays and about.get("kind") == "arrays"  # a file of texts, where arrays were collected
+    context = None if arrays else about.get("context")
+    data = None if texts else data_of(cast(Network, net), given, context, None, manifest["limit"])
+    if data is not None and (streamed or data.hash == manifest["hash"]):
+        for batch in data.batches():
+            inputs = batch.inputs()
+            seen.update(content(digests(batch)) if streamed else b"")
+            found |= {
+                number: {name: tensor[row] for name, tensor in inputs.items()}
+                for row, number in enumerate(batch.numbers.tolist())
+            }
+    if not found or (streamed and seen.hexdigest() != manifest["hash"]):
+        raise InputError(
+            f"'{activations.folder}' was collected from other data than these (their hashes differ); give the data "
+            "that were collected, or collect these into a folder of their own."
+        )
+    return found
 
 
 def watch(

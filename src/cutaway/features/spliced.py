@@ -179,11 +179,14 @@ def steps(trace: Trace, site: str) -> list[str]:
 
 def _vectors(trace: Trace, site: str, place: Place, shape: tuple[int, ...]) -> int:
     """The axis that vectors lie along: the one that the place names, else the last, else the only one that fits."""
-    axes = list(trace.locate(site).axes)
+    found = trace.locate(site)
+    fold, named_axes = trace.layout(found)
+    axes = list(named_axes if fold == found.fold else found.axes)
     for name, index in Site.parse(site).index:
         if ":" not in index and "|" not in index and name in axes:
             axes.remove(name)
-    named = [axes.index(place.axis)] if place.axis in axes else [len(shape) - 1] if not place.axis else []
+    where = place.axis or next((usual for usual in ("channel", "neuron") if usual in axes), "")
+    named = [axes.index(where)] if where in axes else [len(shape) - 1] if not where else []
     fitting = [axis for axis in named or range(1, len(shape)) if shape[axis] == place.width]
     if len(fitting) != 1:
         raise InputError(f"'{site}' has shape {shape} here, and the dictionary's vectors have {place.width} numbers.")

@@ -98,10 +98,12 @@ class Activations:
         Shards are drawn in random order into windows of a gibibyte, and all rows of a window are shuffled together. So
         the order is an even shuffle of everything where the folder is no larger than that; of a larger one, a batch
         comes from a window of shards which lay apart. The last rows that make no full batch are left out; `skip` first
-        batches are passed over without being read.
+        batches are passed over without being read. Raises InputError for a batch of more rows than there are.
         """
         if size < 1:
             raise InputError(f"A batch of {size} rows is none; give at least 1.")
+        if size > len(self):
+            raise InputError(f"There are {len(self):,} rows, which make no batch of {size:,}; ask for a smaller one.")
         waiting: list[np.ndarray] = []
         have, passed = 0, skip * size
         for window, rows in self._windows(seed):

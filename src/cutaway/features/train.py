@@ -22,7 +22,7 @@ from .dense_step import DenseStep, Step, StepReport
 from .dictionary import Dictionary, concatenated
 from .objectives import RULES, linear, made
 from .plan import Plan, planned
-from .refit import gains
+from .refit import gains, lowers
 from .rows import Rows
 from .scaling import Units, first_weights, folded, units_of
 from .sparse_step import Options, SparseStep
@@ -32,6 +32,7 @@ Progress = Callable[[str, int, int], None]
 LOOKED_AT = 1 << 15  # rows from which means and scales are taken, at most
 KEEP_EVERY = 60.0  # seconds between checkpoints
 PROBE = (8, 2048)  # examples that a card keeps, and numbers in them, at most
+NEAR = 0.1  # what L0 may be off by on rows that were kept out, as a share of k, before it is told
 _READS = ("encoder", "encoder_bias")
 SPARSE = ("topk", "batchtopk", "matryoshka")
 SPARSE_FROM = 512  # latents from which the sparse step is the faster one
@@ -56,8 +57,9 @@ def train_dictionary(
 
     Kinds are those of architectures.KINDS, `options` those of plan.OPTIONS, such as `lr`, `batch` and `rule`. `reads`
     and `writes` name places of the rows; needed where there are several. Training sees `samples` rows, by default each
-    at least once; one row in a hundred is kept out, and the card's reference figures come from those. The same seed
-    gives the same weights.
+    at least once; one row in a hundred, and not below the least of 1,024 and a tenth of them, is kept out, and the
+    card's reference figures come from those. Where they are bad, the card's training["notes"] say so: an L0 off by more
+    than a tenth, or an FVU of one or more. The same seed gives the same weights.
 
     With `folder`, the state is kept there every minute and at an interruption, and the same call goes on from it
     exactly. `progress(stage, done, of)` is told how well it does. Raises InputError for settings that cannot be, for
@@ -80,9 +82,7 @@ def train_dictionary(
 
 def _looked_at(rows: Rows, plan: Plan) -> tuple[tuple[Units, Units], tuple[dict[str, Tensor], float]]:
     """Units of what is read and written, first weights, and the mean squared length of what is written."""
-    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
-    values = itertools.islice(_stream(rows, plan, 0), batches)
-    x, y = (torch.cat(parts) for parts in zip(*values, strict=True))
+    x, y = (torch.cat(parts) for parts in zip(*_some(rows, plan), strict=True))
     units = units_of(x, plan.reads), units_of(y, plan.writes)
     x, y = units[0].inside(x), units[1].inside(y)
     generator = torch.Generator().manual_seed(plan.seed)
@@ -192,11 +192,13 @@ def _finished(
 ) -> Dictionary:
     """The dictionary that a training ends with, and its card."""
     weights = {name: tensor.cpu() for name, tensor in step.weights().items()}
-    if plan.rule == "relu" and plan.options["refit"]:
-        _unshrink(rows, plan, weights, units)
     if RULES[plan.rule].activation == "jumprelu":
         before = weights.get("log_threshold", torch.zeros(plan.latents))
         weights["log_threshold"] = before + math.log(_threshold(rows, plan, weights, before.exp(), units[0]))
+    if plan.rule in ("relu", "gated"):
+        _calibrate(rows, plan, weights, units[0])
+    if plan.rule == "relu" and plan.options["refit"]:
+        _unshrink(rows, plan, weights, units)
     found = folded(weights, *units)
     extra: dict[str, Tensor] = {
         name: found.pop(name) for name in ("threshold", "scale", "magnitude_bias") if name in found
@@ -207,34 +209,65 @@ def _finished(
 
 
 def _unshrink(rows: Rows, plan: Plan, weights: dict[str, Tensor], units: tuple[Units, Units]) -> None:
-    """Scale each latent by its gain, on its encoder: what fires stays, and decoder rows keep their size."""
-    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
-    found: list[Codes] = []
-    left: list[Tensor] = []
-    for x, y in itertools.islice(_stream(rows, plan, 0), batches):
+    """Scale each latent by its gain, on its encoder: what fires stays, and decoder rows keep their size. One row in
+    five is not used to find the gains, and they are kept only where they lower the error of those."""
+    found: tuple[list[Codes], list[Codes]] = ([], [])
+    left: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for number, (x, y) in enumerate(_some(rows, plan)):
         x, y = units[0].inside(x), units[1].inside(y)
-        found.append(Codes.of(linear(weights, x).relu()))
-        left.append(y - made(weights, torch.zeros(len(x), plan.latents), x))
-    by = gains(Codes.joined(found), weights["decoder"], torch.cat(left))
-    weights["encoder"], weights["encoder_bias"] = weights["encoder"] * by[:, None], weights["encoder_bias"] * by
+        apart = (torch.arange(len(x)) + number) % 5 == 0
+        for part, picked in enumerate((~apart, apart)):
+            found[part].append(Codes.of(linear(weights, x[picked]).relu()))
+            left[part].append(y[picked] - made(weights, torch.zeros(int(picked.sum()), plan.latents), x[picked]))
+    fitted, tested = ((Codes.joined(codes), torch.cat(parts)) for codes, parts in zip(found, left, strict=True))
+    by = gains(fitted[0], weights["decoder"], fitted[1])
+    if lowers(by, tested[0], weights["decoder"], tested[1]):
+        weights["encoder"], weights["encoder_bias"] = weights["encoder"] * by[:, None], weights["encoder_bias"] * by
+
+
+def _calibrate(rows: Rows, plan: Plan, weights: dict[str, Tensor], units: Units) -> None:
+    """Shift the biases of relu or of a gate, all by the same number, so that k latents a row fire on average: steering
+    the penalty comes near only in a long training."""
+    least = torch.zeros(plan.latents)  # over which gates are open and magnitudes above zero
+    silent = least
+    if plan.rule == "gated":
+        silent = weights["encoder_bias"] - weights["magnitude"] * (-weights["log_scale"]).exp()
+        least = silent.clamp(min=0)
+    bound = {**weights, "encoder_bias": weights["encoder_bias"] - least}
+    level = _level(rows, plan, bound, units)
+    weights["encoder_bias"] = bound["encoder_bias"] - level
+    if plan.rule == "gated":  # magnitudes must not be zero where the gate is open
+        weights["magnitude"] = weights["magnitude"] + weights["log_scale"].exp() * (silent - least - level).relu()
 
 
 def _threshold(rows: Rows, plan: Plan, weights: dict[str, Tensor], latents: Tensor, units: Units) -> float:
     """How many times their thresholds pre-activations must be, for k latents a row to fire on average: the same number
-    for all latents, from the first rows of training."""
+    for all latents."""
     scaled = {name: weights[name] / latents.view(-1, *[1] * (weights[name].ndim - 1)) for name in _READS}
-    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
-    rows_in = torch.cat([x for x, _ in itertools.islice(_stream(rows, plan, 0), batches)])
+    level = _level(rows, plan, scaled, units, 0.0)
+    return level if level > 0 else 1.0
+
+
+def _level(rows: Rows, plan: Plan, weights: dict[str, Tensor], units: Units, least: float = -math.inf) -> float:
+    """The number that k pre-activations a row exceed on average, of those above `least`; from the first rows."""
+    rows_in = torch.cat([x for x, _ in _some(rows, plan)])
     count, best = round(plan.k * len(rows_in)), torch.zeros(0)
     for part in units.inside(rows_in).split(max(PIECE // plan.latents, 1)):
-        values = linear(scaled, part).flatten()
-        best = torch.cat([best, values[values > 0]])
+        values = linear(weights, part).flatten()
+        best = torch.cat([best, values[values > least]])
         best = best.topk(min(count + 1, len(best)), sorted=False).values
-    return float(best.min()) if len(best) else 1.0
+        least = float(best.min()) if len(best) > count else least
+    return float(best.min()) if len(best) else 0.0
+
+
+def _some(rows: Rows, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of training, from which means, scales, gains and thresholds are taken."""
+    batches = min(plan.in_pass, math.ceil(_most_rows(plan) / plan.batch))
+    return itertools.islice(_stream(rows, plan, 0), batches)
 
 
 def _most_rows(plan: Plan) -> int:
-    """From how many rows means, scales and thresholds are taken, at most."""
+    """How many rows those are, at most."""
     return max(min(LOOKED_AT, (1 << 25) // sum(place.width for place in (*plan.reads, *plan.writes))), 256)
 
 
@@ -249,11 +282,23 @@ def _card(rows: Rows, plan: Plan, whole: Dictionary, dead: int, seconds: float) 
     }  # fmt: skip
     versions = {"cutaway": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
     reference = _measured(rows, plan, whole)
+    training["notes"] = _notes(reference, plan.k)
     if isinstance(rows, Activations) and (inputs := _probe(rows)) is not None:
         reference["inputs"] = inputs
     network = rows.manifest.get("network", "")
     network = str(network["name"] if isinstance(network, dict) else network)
     return Card(plan.reads, plan.writes, network, reference, dict(rows.manifest), training, versions)
+
+
+def _notes(reference: dict[str, Any], k: float) -> list[str]:
+    """What is bad about a dictionary by its figures on rows that were kept out, in a sentence."""
+    l0, unexplained = reference["l0"], reference["fvu"]
+    if abs(l0 - k) <= NEAR * k and unexplained < 1:
+        return []
+    return [
+        f"On the {reference['rows']:,} rows kept out, {l0:.3g} latents fire on a row where {k:g} were asked for, and "
+        f"the FVU is {unexplained:.3g} (the mean of the rows alone reaches 1); train on more rows, or for more samples."
+    ]
 
 
 def _probe(rows: Activations) -> Any:

@@ -7,6 +7,7 @@ latent does through other components is not in it; see `causal_test` for measure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,20 @@ class Words:
     names: Mapping[str, str]
 
     def listed(self, latent: int, side: str, count: int = KEPT) -> list[tuple[str, float]]:
-        """(word, value) of a latent on one side: promoted, suppressed or read; none where no linear path leads."""
+        """(word, value) of a latent on one side: promoted, suppressed or read; none where no linear path leads.
+
+        Only outputs that it raises are promoted and only those that it lowers suppressed: of few outputs, the ends of
+        the list would share some.
+        """
         if side not in self.ids:
             return []
         kind = "token" if side == "read" else "output"
         pairs = zip(self.ids[side][latent][:count].tolist(), self.values[side][latent][:count].tolist(), strict=True)
-        return [(self.names.get(f"{kind} {number}", f"{kind} {number}"), value) for number, value in pairs]
+        sign = -1 if side == "suppressed" else 1
+        return [
+            (readable(self.names.get(f"{kind} {number}", f"{kind} {number}")), value)
+            for number, value in pairs if sign * value > 0
+        ]  # fmt: skip
 
     def promoted(self, latent: int, count: int = KEPT) -> list[str]:
         """The words of the outputs that a latent promotes most."""
@@ -200,6 +209,12 @@ def _extremes(
             found[place + 1].append(best.values)
     ids, top, low_ids, low = (torch.cat(column).cpu().numpy() for column in found)
     return [(ids.astype(np.int32), top), (low_ids.astype(np.int32), low)]
+
+
+def readable(token: str) -> str:
+    """A token; one that stands for a byte of ASCII, such as <0x0A>, as that character."""
+    found = re.fullmatch("<0x([0-7][0-9A-Fa-f])>", token)
+    return chr(int(found[1], 16)) if found else token
 
 
 def _word(net: Network, number: int) -> str:

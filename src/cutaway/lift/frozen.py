@@ -174,7 +174,7 @@ class Frozen:
 
         at = self._value(source)
         if "max_pool" in op.name:
-            part: Callable[[Tensor], Tensor] = lambda x: _tangent(alone, at, x)  # noqa: E731
+            part: Callable[[Tensor], Tensor] = lambda x: tangent(alone, at, x)  # noqa: E731
         else:
             part = linear_norm(sort_name(op), alone, at, arguments(call, args, kwargs), self.unit)
         func = (lambda x: (part(x), *found[1:])) if len(call.results) > 1 else part
@@ -193,7 +193,7 @@ def linear_norm(
     return _centred(name, given, at, unit) or _scaled(norm, at, given, unit)
 
 
-def _tangent(func: Callable[[Tensor], Tensor], at: Tensor, x: Tensor) -> Tensor:
+def tangent(func: Callable[[Tensor], Tensor], at: Tensor, x: Tensor) -> Tensor:
     """The linear part of a function at a value."""
     with warnings.catch_warnings():  # at its first use torch loads decompositions by a way that it calls deprecated
         warnings.simplefilter("ignore", DeprecationWarning)

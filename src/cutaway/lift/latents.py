@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..run.attached import splice_of, with_dictionaries
+from ..run.attached import late, splice_of, with_dictionaries
 from ..run.splice import LATENTS, SLOTS, Attachment, Splice, Spliced
 from ..run.trace import Found, Trace
 from .blocks import Block, Read, Slots
@@ -21,15 +21,15 @@ from .flow import Flow
 if TYPE_CHECKING:
     from .lift import Lifted
 
-_LINEAR = frozenset(("rows", "linear", "latents", "decode", "add"))
+_LINEAR = frozenset(("rows", "linear", "latents", "decode", "decoded", "add"))
 _BY_OP = ("ancestors", "looped", "learnt")  # what a flow knows by the numbers of ops, found anew when asked
 
 
 def with_latents(trace: Trace, lifted: Lifted, opened: Iterable[str]) -> Lifted:
     """The same run with the dictionaries that are attached to its network as blocks; `opened` are the opened ops.
 
-    A dictionary for values inside a block, or for values that depend on no input, is no block: its latents are sites
-    alone.
+    A dictionary for values inside a block, for values that depend on no input, or whose latents are known too late to
+    reach all that they write, is no block: its latents are sites alone.
     """
     sites = dict(lifted.sites)
     chosen = []
@@ -37,7 +37,8 @@ def with_latents(trace: Trace, lifted: Lifted, opened: Iterable[str]) -> Lifted:
         splice = splice_of(trace, what, lambda: lifted)
         sites |= _sites(what, splice)
         inner = {trace.located(site, lambda: lifted).address.partition("//") for site in what.sites}
-        if {outer for outer, mark, _ in inner if mark} <= set(opened) and _between(lifted, splice):
+        between = {outer for outer, mark, _ in inner if mark} <= set(opened) and _between(lifted, splice)
+        if between and what.latents and not late(trace, what, lambda: lifted):
             chosen.append(what)
     if not chosen:
         return replace(lifted, sites=sites, plain=lifted)

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SiteError
+from ..graph import Graph
 from ..run.replay import execute, plan
 from ..run.structure import tensors
 from ..run.tape import Tape
 from ..run.trace import Found, Trace
 from . import ops
 from .assemble import blocks
+from .axes import channel_axis
 from .batch import batch_axis
 from .blocks import AXES, Block, Read, Slots
 from .flow import Flow
@@ -65,6 +67,20 @@ class Lifted:
     def find(self, name: str) -> Found:
         """Where a standard name, or a TransformerLens name, lies. Raises SiteError with near names."""
         return resolve(name, self.sites, self.tape.graph)
+
+    def layout(self, graph: Graph, address: str, axes: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        """Fold and axes of the value at a raw address, which has `axes`: those of a name that the value has, if any; of
+        an image, the channels are looked for."""
+        value = graph.find(address)[0]
+        named = (one for one in self.sites.values() if one.derive is None and one.axes and "//" not in one.address)
+        same = (one for one in named if one.address in graph.addresses or one.address in graph.exits)
+        found = next((one for one in same if graph.find(one.address)[0] == value), None)
+        if found is not None:
+            return found.fold, found.axes
+        if len(axes) != 4 or axes[0] != "batch":
+            return 0, axes
+        last = channel_axis((self.plain or self).flow, value) == 3
+        return 0, ("batch", "height", "width", "channel") if last else ("batch", "channel", "height", "width")
 
     def components(self) -> list[Component]:
         """One row a component kind and layer: heads, neurons, channels, state units, embeddings, the unembedding."""

@@ -20,7 +20,9 @@ def evaluated(result: Data) -> RenderableType:
         _table(list(some), names) for names, some in groupby(result["figures"], lambda one: tuple(one["controls"]))
     ]
     told = [indent(Text(f"{name}: {about}", style="dim")) for name, about in facts["controls"].items()]
-    note = f"{facts['rows']:,} rows" + (f" of '{facts['network']}'" if facts["network"] else "")
+    note = f"{facts['rows']:,} row{'s' * (facts['rows'] != 1)}" + (
+        f" of '{facts['network']}'" if facts["network"] else ""
+    )
     notes = [indent(Text(line, style="yellow")) for line in result["notes"]]
     return Group(heading(facts["dictionary"], note), *tables, *told, *_densities(result["densities"]), *notes)
 

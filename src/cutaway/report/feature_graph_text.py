@@ -28,6 +28,7 @@ def graph(result: Data) -> RenderableType:
         Text(f"Explained: {ends}"),
         Text(f"Kept: {size}, {kept['edges']:,} edges"),
         Text(f"Replacement score {scores['replacement']:.3f}, completeness {scores['completeness']:.3f} (1 is best)"),
+        *(Text(note) for note in result["how"]["notes"]),
         heading("Nodes", "by influence on the outputs, direct and indirect"), shown, heading("Edges", told), drawn,
     ]  # fmt: skip
     if (test := result["test"]) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,12 +19,15 @@ WORDS, SHORT = 8, 60
 def _about(result: Data) -> Text:
     line = Text.assemble((f"{result['latents']:,} latents", "bold cyan"), f" of {', '.join(result['sites'])}")
     line.append(f" in {result['network']}" if result["network"] else "")
-    return line.append(f"  {result['dictionary']}; {result['rows']:,} rows of {result['examples']:,} examples", "dim")
+    return line.append(
+        f"  {result['dictionary']}; {counted(result['rows'], 'row')} of {counted(result['examples'], 'example')}", "dim"
+    )
 
 
 def indexed(result: Data) -> RenderableType:
     """An index that was made."""
-    told = f"{result['entries']:,} entries, {result['l0']:.1f} a row; {result['never']:,} latents never fire"
+    told = f"{result['entries']:,} entries, {result['l0']:.1f} a row; {counted(result['never'], 'latent')} never "
+    told += "fires" if result["never"] == 1 else "fire"
     lines: list[RenderableType] = [_about(result), heading("Indexed", f"in {result['seconds']:.1f} s")]
     lines += [indent(Text(told)), indent(Text(result["out"], style="bold"))]
     return Group(*lines, *([indent(Text(result["note"], style="yellow"))] if result["note"] else []))
@@ -51,7 +56,9 @@ def page(result: Data) -> RenderableType:
     about = result["about"]
     where = f" of {about['sites']} in {about['network'] or 'a network'}"
     interval = f"(95 % {about['low']:.3%} to {about['high']:.3%})"
-    told = f"fires on {about['fired']:,} of {about['rows']:,} rows: {about['density']:.3%} {interval}; at most "
+    told = (
+        f"fires on {about['fired']:,} of {counted(about['rows'], 'row')}: {about['density']:.3%} {interval}; at most "
+    )
     told += f"{about['max']:.3f}, {about['mean']:.3f} where it fires"
     parts: list[RenderableType] = [
         Text.assemble((f"latent {result['latent']}", "bold cyan"), where), Text(told, style="dim"),
@@ -59,11 +66,11 @@ def page(result: Data) -> RenderableType:
     if result["label"]:
         parts += [heading("Label", _scored(result["label"]["score"])), indent(Text(_visible(result["label"]["text"])))]
     if result["top"]:
-        parts += [heading("Strongest"), _examples(result["top"], about["max"])]
+        parts += [heading("Strongest"), _examples(result["top"], about)]
     for low, high, count, shown in result["intervals"]:
         if shown:
-            parts += [heading(f"{figure(low)} to {figure(high)}", f"{count:,} rows, {len(shown)} of them drawn"),
-                      _examples(shown, about["max"])]  # fmt: skip
+            drawn = f"{counted(count, 'row')}, {len(shown)} of them drawn"
+            parts += [heading(f"{figure(low)} to {figure(high)}", drawn), _examples(shown, about)]
     table, indented = grid("", "")
     for side, name in _SIDES.items():
         if entries := result["words"].get(side):
@@ -83,7 +90,7 @@ def page(result: Data) -> RenderableType:
         tokens = tried["tokens"] or [str(place) for place in range(len(tried["activations"]))]
         shown = {"tokens": tokens, "activations": tried["activations"], "at": -1}
         parts += [heading("On an input of one's own", f"at most {max(tried['activations'], default=0.0):.3f}"),
-                  indent(_tokens(shown, about["max"] or 1.0))]  # fmt: skip
+                  indent(_tokens(shown, about["max"] or 1.0, about["gap"]))]  # fmt: skip
     note = f"page in {1000 * result['seconds']:.0f} ms" + (f"; drawn into {result['plot']}" if result["plot"] else "")
     return Group(*parts, indent(Text(note, style="dim")))
 
@@ -97,20 +104,19 @@ def labelled(result: Data) -> RenderableType:
         told = f"fires above {row['threshold']:.3g}; {row['score']['examples']:,} held-out examples"
         parts.append(indent(Text(f"{told}. F1 of controls: {controls}", style="dim")))
         if hunted := row.get("hunted"):
-            parts += _hunted(hunted, row)
+            parts += _hunted(hunted, row, result["gap"])
         if causal := row.get("causal"):
             parts.append(indent(_causal(causal)))
     if result["labels"]:
-        scores = sorted(row["score"]["f1"] for row in result["labels"])
-        parts.append(
-            heading("All", f"median F1 {scores[len(scores) // 2]:.2f} of {len(scores)} labels, kept in the index")
-        )
+        scores = [row["score"]["f1"] for row in result["labels"]]
+        told = f"median F1 {median(scores):.2f} of {counted(len(scores), 'label')}, kept in the index"
+        parts.append(heading("All", told))
     for latent, why in list(result["refused"].items())[:10]:
         parts.append(indent(Text(f"latent {latent}: no label; {why}", style="yellow")))
     return Group(*parts)
 
 
-def _hunted(hunted: Data, row: Data) -> list[RenderableType]:
+def _hunted(hunted: Data, row: Data, gap: str) -> list[RenderableType]:
     low, high = hunted["precision_interval"]
     told = f"counter-examples: after {hunted['changes']} changes it still fires on {hunted['precision']:.0%} of rows "
     told += (
@@ -121,7 +127,7 @@ def _hunted(hunted: Data, row: Data) -> list[RenderableType]:
     for one in hunted["examples"][:2]:
         shown = {"tokens": one["tokens"], "activations": [0.0] * len(one["tokens"]), "at": len(one["tokens"]) - 1}
         held = "rule holds" if one["rule"] else "rule does not"
-        found.append(indent(Text.assemble((f"{held}, {one['activation']:.2f}  ", "dim"), _tokens(shown, 1.0)), 4))
+        found.append(indent(Text.assemble((f"{held}, {one['activation']:.2f}  ", "dim"), _tokens(shown, 1.0, gap)), 4))
     before = row["how"].get("F1 on counter-examples before")
     if before is not None:
         after = row["how"]["F1 on counter-examples"]
@@ -148,10 +154,11 @@ def _scored(score: Data) -> str:
             f"recall {score['recall']:.2f} ({least:.2f} to {most:.2f})")  # fmt: skip
 
 
-def _examples(examples: list[Data], most: float) -> RenderableType:
+def _examples(examples: list[Data], about: Data) -> RenderableType:
     table, indented = grid("", "")
+    most = about["max"]
     for shown in examples:
-        said: Any = _tokens(shown, most or 1.0)
+        said: Any = _tokens(shown, most or 1.0, about["gap"])
         if not shown["tokens"]:
             kind = f", {shown['kind']}" if shown["kind"] else ""
             place = f" at {' × '.join(map(str, shown['position']))}" if shown["position"] else ""
@@ -161,18 +168,22 @@ def _examples(examples: list[Data], most: float) -> RenderableType:
     return indented
 
 
-def _tokens(shown: Data, most: float) -> Text:
-    """Tokens shaded by activation; the row's own is underlined."""
+def _tokens(shown: Data, most: float, gap: str) -> Text:
+    """Tokens shaded by activation, with what the tokenizer puts between them; the row's own is underlined."""
     line = Text(overflow="fold")
-    spaced = any(token[:1].isspace() or token[-1:].isspace() for token in shown["tokens"])
     values = shown["activations"] if len(shown["activations"]) == len(shown["tokens"]) else [0.0] * len(shown["tokens"])
     for place, (token, value) in enumerate(zip(shown["tokens"], values, strict=True)):
         level = 0 if value <= 0 else min(1 + int(3.999 * min(value / most, 1.0)), 4)
         style = f"{_SHADES[level]}{' underline' if place == shown['at'] else ''}".strip()
         said = _visible(token, keep_space=True)
         line.append(f"«{said}»" if place == shown["at"] else said, style or None)
-        line.append("" if spaced else " ")
+        line.append(gap)
     return line
+
+
+def counted(count: int, name: str) -> str:
+    """How many of something."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
 
 
 def _words(words: list[str], style: str) -> Text:
@@ -181,5 +192,6 @@ def _words(words: list[str], style: str) -> Text:
 
 def _visible(text: str, keep_space: bool = False) -> str:
     """A text with nothing that a terminal would act on; leading spaces of words are shown unless `keep_space`."""
+    text = re.sub("<0x0[Aa]>", "\n", text)
     shown = "".join(mark if mark.isprintable() else "↵" if mark == "\n" else f"\\x{ord(mark):02x}" for mark in text)
     return shown if keep_space or len(shown) > SHORT else shown.replace(" ", "␣") if shown.strip() != shown else shown

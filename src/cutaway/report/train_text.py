@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .layout import Data, grid, heading
+from .layout import Data, grid, heading, indent
 
 
 def trained(result: Data) -> RenderableType:
@@ -28,4 +28,6 @@ def trained(result: Data) -> RenderableType:
         ("written to", result["out"]),
     ):
         table.add_row(name, Text(figure, style="bold"))
-    return Group(line, heading(f"On {found['rows']:,} rows that were kept out", result["activation"] + rule), indented)
+    notes = [indent(Text(note, style="yellow")) for note in how.get("notes", [])]
+    head = heading(f"On {found['rows']:,} rows that were kept out", result["activation"] + rule)
+    return Group(line, head, indented, *notes)

@@ -54,6 +54,9 @@ class Attachment:
 
     `widths` are the sizes of those vectors, by site. `whole` encodes all of its `count` latents; `some` those with the
     numbers in `latents`, which circuits tell apart, while all others count to the error.
+
+    A dictionary whose latents each read one of several places is attached in parts, one for each of those places: `own`
+    are the numbers of the latents that this part has (in `whole` all others are zero), `group` the name of them all.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Attachment:
     whole: Encoding
     some: Encoding
     basis: Any = None
+    own: frozenset[int] = frozenset()
+    group: str = ""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -104,22 +109,31 @@ class Spliced:
 def spliced(tape: Tape, splices: Sequence[Splice]) -> Spliced:
     """A copy of a tape with dictionaries put in; values of everything else keep their ids."""
     old = tape.graph
-    waiting = sorted(((_behind(old, splice), at) for at, splice in enumerate(splices)))
     modules = [replace(call, counts={}) for call in old.modules]
     graph = Graph([replace(value) for value in old.values], [], modules, list(old.inputs), list(old.outputs))
-    new = replace(tape, graph=graph, calls=[], leaves=dict(tape.leaves), kept=dict(tape.kept))
     after: dict[int, int] = {}
+    new = replace(tape, graph=graph, calls=[], leaves=dict(tape.leaves), kept=dict(tape.kept), after=after)
     since: dict[int, int] = {}  # the op after which a value has another in its place
     shift: list[int] = []
-    made: dict[str, dict[str, tuple[int, ...]]] = {}
+    unsaid: dict[tuple[str, int], tuple[int, int]] = {}
+    puts = [_Put(new, splice, after, unsaid) for splice in splices]
+    waiting = []
+    for at, splice in enumerate(splices):
+        ends = _behind(old, splice)  # the codes are number -1, and come before what is written by them
+        waiting += [(index, at, number) for number, index in enumerate([min(ends), *ends], -1)]
+    waiting.sort()
     for index in range(-1, len(old.ops)):
         if index >= 0:
             shift.append(len(graph.ops))
             _copy(new, old.ops[index], tape.calls[index], after)
         while waiting and waiting[0][0] == index:
-            splice = splices[waiting.pop(0)[1]]
-            made[splice.key] = _Put(new, splice, after, old.ops[index] if index >= 0 else None).run()
-            since |= dict.fromkeys((place.value for place in splice.writes), index)
+            _, at, number = waiting.pop(0)
+            puts[at].behind = old.ops[index] if index >= 0 else None
+            if number < 0:
+                puts[at].encode()
+            else:
+                puts[at].write(number)
+                since[splices[at].writes[number].value] = index
 
     def seen(values: tuple[int, ...], op: int) -> tuple[int, ...]:
         return tuple(after[value] if value in since and since[value] < op else value for value in values)
@@ -133,17 +147,28 @@ def spliced(tape: Tape, splices: Sequence[Splice]) -> Spliced:
     modules[0].last = len(graph.ops)
     graph.outputs = [after.get(value, value) for value in graph.outputs]
     new.inner = tuple(after.get(value, value) for value in tape.inner)
-    return Spliced(new, tuple(splices), shift, after, [made[splice.key] for splice in splices])
+    return Spliced(new, tuple(splices), shift, after, [put.values for put in puts])
 
 
-def _behind(graph: Graph, splice: Splice) -> int:
-    """The op behind which a dictionary comes: all that it reads and writes is there, and nobody has read that yet.
+def _behind(graph: Graph, splice: Splice) -> list[int]:
+    """For each value that a dictionary writes, the op behind which its change comes: all that is read and the value are
+    there, and nobody has read the value yet; or else as soon as that can be (see `used_before`)."""
+    read = max(graph.values[place.value].op for place in splice.reads)
+    lasts = [max(read, graph.values[place.value].op) for place in splice.writes]
+    readers = [
+        [op for op in graph.users[place.value] if op > last] for place, last in zip(splice.writes, lasts, strict=True)
+    ]
+    return [min(found, default=len(graph.ops)) - 1 for found in readers]
 
-    Of a dictionary that writes several values, those read before the last of them is there are read as they are.
+
+def used_before(graph: Graph, splice: Splice) -> str:
+    """The first site written whose value is used before all that the dictionary reads is there; "" where none is.
+
+    A change of latents would come too late for those that use it, so they cannot be edited.
     """
-    last = max(graph.values[place.value].op for place in (*splice.reads, *splice.writes))
-    readers = [op for place in splice.writes for op in graph.users[place.value] if op > last]
-    return min(readers, default=len(graph.ops)) - 1
+    read = max(graph.values[place.value].op for place in splice.reads)
+    sites = zip(splice.attachment.writes, splice.writes, strict=True)
+    return next((site for site, place in sites if any(op <= read for op in graph.users[place.value])), "")
 
 
 def _copy(tape: Tape, op: Op, call: Call, after: dict[int, int]) -> None:
@@ -163,44 +188,63 @@ def _copy(tape: Tape, op: Op, call: Call, after: dict[int, int]) -> None:
 class _Put:
     """The ops of one dictionary, put at the end of a tape."""
 
-    def __init__(self, tape: Tape, splice: Splice, after: dict[int, int], behind: Op | None) -> None:
-        self.tape, self.splice, self.after, self.behind = tape, splice, after, behind
+    def __init__(
+        self, tape: Tape, splice: Splice, after: dict[int, int], unsaid: dict[tuple[str, int], tuple[int, int]]
+    ) -> None:
+        self.tape, self.splice, self.after, self.unsaid = tape, splice, after, unsaid
         self.encoding = splice.attachment.some if splice.lifted else splice.attachment.whole
+        self.behind: Op | None = None
         self.first = splice.reads[0]
         self.lead = self.first.lead
-        self.made: dict[str, tuple[int, ...]] = {}
+        self.made: dict[str, dict[int, int]] = {}
         self.counts: dict[str, int] = {}
+        self.codes = self.latents = -1
 
-    def run(self) -> dict[str, tuple[int, ...]]:
-        """Put them there; returns the values of each kind of op."""
+    @property
+    def values(self) -> dict[str, tuple[int, ...]]:
+        """The values of each kind of op, in the order of the places read and written."""
+        return {name: tuple(found[number] for number in sorted(found)) for name, found in self.made.items()}
+
+    def encode(self) -> None:
+        """Put the codes and latents there."""
         what, first = self.splice.attachment, self.first
         count = len(what.latents) if self.splice.lifted else what.count
-        codes = self._codes(count)
+        self.codes = self._codes(count)
         shape = tuple(first.put(torch.empty((*self.lead, count), device="meta")).shape)
-        latents = self._op("latents", first.put, [codes], shape)
-        self.made["told"] = tuple(self.after.get(place.value, place.value) for place in self.splice.writes)
-        for number, place in enumerate(self.splice.writes):
-            value, told = self.made["told"][number], self._told(number)
-            error = self._op("error", _error(place, told), [value, codes], place.flat)
-            if self.splice.lifted:
-                parts = [self._op("decode", _decoded(place, first, told), [latents], place.flat), error]
-                add = torch.add if place.dtype.itemsize > 2 else _sum_as(place.dtype)
-            else:
-                changed = _changed(place, first, self._told(number, False))
-                parts = [value, self._op("decode", changed, [latents, codes], place.flat)]
-                add = torch.add if place.dtype.itemsize > 2 else _sum_as(place.dtype)
-            self.after[place.value] = self._op("add", add, parts, place.flat, str(place.dtype)[6:])
-        return self.made
+        self.latents = self._op("latents", first.put, [self.codes], shape)
+
+    def write(self, number: int) -> None:
+        """Put the change of one value there.
+
+        Parts of one dictionary that write the same value have one error: that of the first is what the next describes.
+        """
+        place, first, told = self.splice.writes[number], self.first, self._told(number)
+        value = self.after.get(place.value, place.value)
+        part = (f"{self.splice.lifted} {self.splice.attachment.group or self.splice.key}", place.value)
+        said, rest = self.unsaid.get(part, (-1, value))
+        self.made.setdefault("told", {})[number] = rest
+        error = self._op("error", _error(place, told), [rest, self.codes], place.flat, number=number)
+        if self.splice.lifted:
+            made = self._op("decode", _decoded(place, first, told), [self.latents], place.flat, number=number)
+            if said >= 0:
+                made = self._op("decoded", torch.add, [said, made], place.flat, number=number)
+            parts, said = [made, error], made
+        else:
+            changed = _changed(place, first, self._told(number, False))
+            parts = [value, self._op("decode", changed, [self.latents, self.codes], place.flat, number=number)]
+        self.unsaid[part] = said, error
+        add = torch.add if place.dtype.itemsize > 2 else _sum_as(place.dtype)
+        self.after[place.value] = self._op("add", add, parts, place.flat, str(place.dtype)[6:], number)
 
     def _codes(self, count: int) -> int:
         """The values read, as rows, and what they are encoded to."""
         what, encoding, reads = self.splice.attachment, self.encoding, self.splice.reads
         given = [self.after.get(place.value, place.value) for place in reads]
-        self.made["given"], rows = tuple(given), given[0]
+        self.made["given"], rows = dict(enumerate(given)), given[0]
         if len(reads) > 1 or not reads[0].plain:
             width = sum(what.widths[site] for site in what.reads)
             rows = self._op("rows", _side_by_side(reads), given, (*self.lead, width))
-        self.made["read"] = (rows,)
+        self.made["read"] = {0: rows}
         if not self.splice.lifted or encoding.matrix is None:
             return self._op("encode", encoding.encode, [rows], (*self.lead, count))
         dtype = self.first.dtype if self.first.dtype.itemsize > 2 else torch.float32
@@ -233,21 +277,25 @@ class _Put:
         return values[-1].id
 
     def _op(
-        self, name: str, func: Callable[..., Tensor], given: list[int], shape: tuple[int, ...], dtype: str = ""
+        self,
+        name: str,
+        func: Callable[..., Tensor],
+        given: list[int],
+        shape: tuple[int, ...],
+        dtype: str = "",
+        number: int = 0,
     ) -> int:
-        """Put one op there; returns the value that it makes."""
+        """Put one op there, that of this number of its kind; returns the value that it makes."""
         values, index = self.tape.graph.values, len(self.tape.graph.ops)
         kind = self.first.dtype if self.first.dtype.itemsize > 2 else torch.float32
         made = Value(len(values), "op", "", index, 0, shape, dtype or str(kind)[6:])
         values.append(made)
-        ordinal = self.counts.get(name, 0)
-        self.counts[name] = ordinal + 1
         module, source = (self.behind.module, self.behind.source) if self.behind is not None else (0, None)
         inputs = tuple(dict.fromkeys(given))
-        self.tape.graph.ops.append(Op(index, name, ordinal, module, inputs, (made.id,), source, self.splice.key))
+        self.tape.graph.ops.append(Op(index, name, number, module, inputs, (made.id,), source, self.splice.key))
         slots = list(enumerate(given))
         self.tape.calls.append(Call(func, tuple(map(Ref, given)), {}, slots, (made.id,)))
-        self.made[name] = (*self.made.get(name, ()), made.id)
+        self.made.setdefault(name, {})[number] = made.id
         return made.id
 
 

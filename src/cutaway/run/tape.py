@@ -58,7 +58,8 @@ class Tape:
     """A graph, its calls, and the tensors of its leaves and kept values; `seals` show later whether a buffer was
     written. `pure`: nothing was written in place, drawn, or run out of sight. `sparse`: kept values are checkpoints.
     `assumed`: the graph is an earlier run's, and nobody has looked yet whether it gives this run's output. `inner` are
-    the values of all tensors in the output where objects such as caches hold some; -1 for what the run did not make."""
+    the values of all tensors in the output where objects such as caches hold some; -1 for what the run did not make.
+    `after`: the values that stand for others behind dictionaries that were put in."""
 
     graph: Graph
     calls: list[Call]
@@ -71,6 +72,7 @@ class Tape:
     assumed: bool = False
     generators: list[torch.Generator] = field(default_factory=list)
     inner: tuple[int, ...] = ()
+    after: dict[int, int] = field(default_factory=dict)
 
 
 class Logger:

@@ -18,7 +18,7 @@ from ..errors import DivergenceError, InputError, SiteError
 from ..graph import Graph
 from ..graph.listing import Listing, listing
 from ..site import Site
-from .attached import latents_at, with_dictionaries
+from .attached import check_edited, latents_at, with_dictionaries
 from .collecting import uncollected
 from .inside import opened
 from .interventions import Intervention, editor, indices, take
@@ -122,8 +122,7 @@ class Trace:
         """
         site = Site.parse(site)
         if "latent" in dict(site.index):
-            found, axes = latents_at(self, site.name)
-            return Found(found, axes)
+            return Found(*latents_at(self, site))
         return self.located(site.name, self.lift)
 
     def located(self, name: str, lift: Callable[[], Any]) -> Found:
@@ -181,6 +180,7 @@ class Trace:
                 return self.tape.kept[value].detach()
         tape, places, edits, _ = self._edits(() if self.live else self.interventions, outer)
         value, _ = self._find(tape, found.address)
+        value = tape.after.get(value, value)  # behind dictionaries whose latents are edited: what its readers see
         steps = plan(tape, places, [value])
         if steps.ops:
             self._check_weights()
@@ -188,6 +188,17 @@ class Trace:
             made = execute(tape, steps, edits)[value].detach()
         if not self.interventions and outer:
             self._values[found.address] = made
+        return made
+
+    def layout(self, found: Found, lift: Callable[[], Any] | None = None) -> tuple[int, tuple[str, ...]]:
+        """Fold and axes of a value; those without names are looked for by what the value is."""
+        if found.fold or found.axes[-1:] != (str(len(found.axes) - 1),):
+            return found.fold, found.axes
+        try:
+            lifted = (lift or self.lift)()
+        except SiteError:  # a network without outputs that depend on its inputs
+            return found.fold, found.axes
+        made: tuple[int, tuple[str, ...]] = lifted.layout(self.graph, found.address, found.axes)
         return made
 
     def _axes(self, name: str) -> tuple[str, ...]:
@@ -250,6 +261,7 @@ class Trace:
         tape, places, edits, fired = self._edits(chain, inside)
         self._check_weights()
         targets = [self._find(tape, self._address(site))[0] for site in until] if until else tape.graph.outputs
+        targets = [tape.after.get(value, value) for value in targets]
         inner = () if until else self.tape.inner  # what caches in the output hold
         try:
             wanted = [*targets, *(value for value in inner if value >= 0)]
@@ -307,6 +319,7 @@ class Trace:
         tape = self.tape_with(outer | inside)
         places, edits, receipts = [], [], []
         for what, where in zip(chain, found, strict=True):
+            check_edited(self, where.address)
             value, after = self._find(tape, where.address)
             shape = tape.graph.values[value].shape
             shape = (shape[0] // where.fold, where.fold, *shape[1:]) if where.fold else shape
