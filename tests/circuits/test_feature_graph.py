@@ -14,7 +14,7 @@ from cutaway.circuits.outputs import outputs
 from cutaway.circuits.replacement import Replacement, replacement
 from cutaway.circuits.stream_building import by_stream
 from cutaway.errors import InputError, MetricError
-from cutaway.features import Dictionary
+from cutaway.features import Dictionary, Place
 from zoo import ZOO, case
 
 NORMS = {"gpt2": "transformer.h.{}.ln_2", "llama": "model.layers.{}.post_attention_layernorm"}
@@ -340,3 +340,18 @@ def test_what_makes_no_graph() -> None:
         feature_graph(trace, [random_dictionary({"L0.resid_mid": 16}, {"L0.mlp_out": 32})])
     with pytest.raises(InputError, match="writes what a norm makes"):
         feature_graph(trace, [random_dictionary({"L0.resid_mid": 32}, {"L0.ln2.normalized": 32})])
+
+
+def test_dictionaries_are_held_against_their_network() -> None:
+    net = cw.open("indirect-object")
+    trace = net.record(cw.organisms.load("indirect-object").pairs(1, seed=0).clean)
+    width = trace["L0.resid_mid"].shape[-1]
+    own = random_dictionary({"L0.resid_mid": width}, {"L0.mlp_out": width}, seed=0)
+    with pytest.raises(InputError, match="same places"):
+        feature_graph(trace, [own, own])
+    places = {
+        side: tuple(Place(p.site, p.width, "elsewhere") for p in getattr(own.card, side))
+        for side in ("reads", "writes")
+    }
+    told = feature_graph(trace, [own.but(card=own.card.but(**places))]).facts["notes"]
+    assert any("elsewhere" in note for note in told)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..attribution.metric import Metric
 from ..errors import DivergenceError, InputError
 from ..features import Dictionary
+from ..features.fit import check_fit, refuse
 from ..run.trace import Trace
 from .direct_effects import biases, effects, latent_targets, total_effects
 from .graph_nodes import ERROR, LATENT, OUTPUT, PART, SOURCE, GraphNode, graph_nodes, output_nodes
@@ -175,6 +176,22 @@ class FeatureGraph:
         return drawn(self, count)
 
 
+def _strange(trace: Trace, dictionaries: Sequence[Dictionary], force: bool) -> list[str]:
+    """What is to be said of dictionaries that another network's values made; those made for this one are not measured,
+    which would cost as much as the graph."""
+    told: list[str] = []
+    for number, one in enumerate(dictionaries):
+        ends = (one.card.reads, one.card.writes)
+        if any(ends == (other.card.reads, other.card.writes) for other in dictionaries[:number]):
+            raise InputError(f"Two dictionaries read and write the same places ({one!r}); give one of them.")
+        if {place.network for side in ends for place in side} - {"", trace.net.fingerprint}:
+            fit = check_fit(one, trace)
+            if not force:
+                refuse(fit)
+            told += [fit.note] if fit.note else []
+    return told
+
+
 def feature_graph(
     trace: Trace,
     dictionaries: Sequence[Dictionary],
@@ -184,6 +201,7 @@ def feature_graph(
     most_outputs: int = 10,
     most_nodes: int = 8192,
     progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
 ) -> FeatureGraph:
     """The attribution graph of a run of one example, over the latents that fire in it.
 
@@ -191,13 +209,15 @@ def feature_graph(
     to 95 % of probability and at most `most_outputs`. Latents that have no effect on the targets by any path are no
     nodes; of more than `most_nodes` others, those of the largest total effect are, and the rest count to the errors.
     Where no latent of a dictionary reaches the targets, `notes` names the blocks in the way.
-    Raises InputError for dictionaries that do not fit the run and where nothing reaches the targets, MetricError for
-    targets that the run does not have.
+    A dictionary of another network is held against its card on this run: notes say what differs, and figures that are
+    clearly off are refused unless `force`. Raises InputError for dictionaries that do not fit the run, for two at the
+    same places, and where nothing reaches the targets, MetricError for targets that the run does not have.
     """
+    strange = _strange(trace, dictionaries, force)
     model = replacement(trace, dictionaries)
     ends = outputs(model.output, model.held[model.output.value], trace.net, targets, position, most_outputs)
     totals = total_effects(model, ends.targets(0), ends.weights, most_nodes)
-    fired, told = sum(map(len, totals)), notes(model, totals)
+    fired, told = sum(map(len, totals)), [*strange, *notes(model, totals)]
     sizes = torch.cat(totals).abs()
     least = float(sizes.topk(most_nodes).values[-1]) if most_nodes < fired else 0.0
     model = kept(model, [total.abs().ge(least) & (total != 0) for total in totals])

@@ -36,8 +36,7 @@ class Cutter:
     _kinds: dict[str, torch.dtype] = field(default_factory=dict)
     _pieces: dict[str, list[Tensor]] = field(default_factory=dict)
     _small: list[str] = field(default_factory=list)  # sites of which the dtype may make zeros
-    _from: int = 0
-    _to: int = 0
+    _span: list[int] = field(default_factory=lambda: [0, 0])  # the first example that waits, and the one after the last
     _rows: int = 0
     _bytes: int = 0
 
@@ -53,9 +52,9 @@ class Cutter:
             check_energy(site, values[site].rows, stored[site], item.numbers)
         each = sum(rows[0].numel() * self.dtype.itemsize for rows in stored.values())
         for low, high, ends in parts:
-            if low != self._to:
+            if low != self._span[1]:
                 self.flush()
-                self._from = self._to = low
+                self._span = [low, low]
             while low < high:
                 room = (LIMIT - self._bytes) // each
                 count = min(high - low, max(room, 0 if self._bytes else 1))
@@ -63,7 +62,7 @@ class Cutter:
                     self._keep(item, stored, low - start, count)
                     self._count(values, low - start, count)
                     low += count
-                    self._to, self._bytes = low, self._bytes + count * each
+                    self._span[1], self._bytes = low, self._bytes + count * each
                 if low < high or room <= count or ends:
                     self.flush()
 
@@ -83,9 +82,9 @@ class Cutter:
                 total += rows.sum(0)
                 norms += torch.stack([squares.sqrt().sum(), squares.sum()])
             tensors[f"sum/{site}"], tensors[f"norms/{site}"] = [total], [norms]
-        self.shards.append(write_shard(self.folder, self._from, self._to, self._rows, tensors))
+        self.shards.append(write_shard(self.folder, self._span[0], self._span[1], self._rows, tensors))
         self._pieces = {}
-        self._from, self._rows, self._bytes = self._to, 0, 0
+        self._span[0], self._rows, self._bytes = self._span[1], 0, 0
 
     def _check_alike(self, item: Batch, values: Mapping[str, Value]) -> None:
         """Raises InputError where values or inputs are shaped otherwise than those of the first batch."""

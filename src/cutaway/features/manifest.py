@@ -137,8 +137,8 @@ def completed(manifest: dict[str, Any], shards: Sequence[Shard]) -> dict[str, An
         )
         figures[site] = {"mean_norm": float(norms[0]), "mean_square_norm": float(norms[1]), "mean": total.tolist()}
         there = [shard for shard in shards if f"zeroed/{site}" in shard.tensors.tensors]
-        counts: list[Any] = [[0, 0], *(shard.read(f"zeroed/{site}") for shard in there)]
-        true, zeroed = map(int, np.sum(counts, axis=0))
+        pairs: list[Any] = [[0, 0], *(shard.read(f"zeroed/{site}") for shard in there)]
+        true, zeroed = map(int, np.sum(pairs, axis=0))
         if zeroed > true * _ZEROED:
             notes.append(
                 f"about {zeroed / true:.0%} of the numbers of '{site}' that are not zero are stored as zero, being too "
