@@ -440,13 +440,16 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, mon
     want = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
     assert len(whole) == 24000
     script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path / "cut"))
-    draw, seen = random.Random(0), 0
+    draw, seen, cut = random.Random(0), 0, tmp_path / "cut"
+    cut.mkdir()
     for _ in range(5):
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None and child.stdout.readline() == "ready\n"
-            time.sleep(draw.uniform(0.1, 0.8))
+            wanted = seen + draw.randint(1, 15)  # shards, not seconds: machines are fast and slow
+            while child.poll() is None and len(listed(cut)) < wanted:
+                time.sleep(draw.uniform(0.0, 0.01))
             child.send_signal(signal.SIGKILL)
-        now = len(listed(tmp_path / "cut")) if (tmp_path / "cut").exists() else 0
+        now = len(listed(cut))
         assert now >= seen
         seen = now
     assert 0 < seen < len(listed(tmp_path / "whole"))
