@@ -160,3 +160,12 @@ def test_few_rows_refuse_nothing_and_an_unknown_card_is_measured() -> None:
         check_fit(bare, net, SITE)
     with pytest.raises(InputError, match="for 64; it belongs elsewhere"):
         check_fit(trained(net), cw.open(Normed()).record(torch.randn(40, 6)), "norm")
+
+
+def test_inputs_that_this_network_cannot_run_tell_of_the_other_network() -> None:
+    place = Place("resid.1", 64, "elsewhere")
+    card = Card((place,), (place,), "elsewhere", {"l0": 3.0, "fvu": 0.2, "norm": 8.0, "inputs": [[100_000, 3]]})
+    with pytest.raises(InputError, match="made for the network elsewhere, and this is 'induction'"):
+        cw.open("induction").attach(
+            Dictionary("any", "relu", dict.fromkeys(("encoder", "decoder"), torch.eye(64)), card=card)
+        )

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from ..basis import Basis
-from ..errors import InputError
+from ..errors import CutawayError, InputError
 from ..run.network import Network
 from ..run.splice import Attachment
 from ..run.trace import Trace
@@ -70,9 +70,23 @@ def attach(
         if given is None:
             found.pending.append(partial(_check, what, force))
         else:
-            if note := _check(what, force, net.record(given)):
+            if note := _check(what, force, _run(net, basis, given)):
                 found.notes.append(note)
     return found
+
+
+def _run(net: Network, dictionary: Dictionary, given: Any) -> Trace:
+    """A run on a card's inputs, which another network may not be able to take."""
+    made_for = {place.network for place in dictionary.card.reads} - {"", net.fingerprint}
+    try:
+        return net.record(given)
+    except CutawayError as error:
+        if not made_for:
+            raise
+        raise InputError(
+            f"The dictionary was made for the network {min(made_for)}, and this is '{net.name}' ({net.fingerprint}), "
+            f"which cannot run the inputs that it was measured on: {error}"
+        ) from error
 
 
 def _check(what: Attachment, force: bool, trace: Trace) -> str:
