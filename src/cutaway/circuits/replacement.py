@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..features import Codes, Dictionary, Place
+from ..features.products import offsets_of
 from ..lift import Block, Lifted
 from ..lift.frozen import Frozen, reader
 from ..run.tape import Tape
@@ -354,7 +355,7 @@ def kept(model: Replacement, which: Sequence[Bool[Tensor, " entries"]]) -> Repla
         gone, codes = (~keep).nonzero()[:, 0], stand.codes
         for place, spot in enumerate(stand.writes):
             errors[spot.value].index_add_(0, codes.rows[gone], stand.writers(gone, place))
-        offsets = torch.cat([codes.offsets[:1] * 0, torch.bincount(codes.rows[keep], minlength=len(codes)).cumsum(0)])
+        offsets = offsets_of(codes.rows[keep], len(codes))
         left = Codes(offsets, codes.latents[keep], codes.values[keep], codes.count)
         stands.append(replace(stand, codes=left, answers=stand.answers[keep]))
     return replace(model, stands=tuple(stands), errors=errors)

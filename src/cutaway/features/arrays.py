@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from ..errors import FormatError, ResourceError
 from ..formats import open_checkpoint
+from ..formats.writing import safetensors_head
 
 _CODES = {"int64": "I64", "int32": "I32", "float32": "F32", "float16": "F16", "uint8": "U8"}
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -24,27 +23,20 @@ def new_arrays(path: Path, shapes: Shapes) -> dict[str, np.ndarray]:
     Raises ResourceError when the disk has no room for it.
     """
     named = sorted(shapes.items(), key=lambda item: -np.dtype(item[1][0]).itemsize)  # so that all are aligned
-    header: dict[str, object] = {}
-    at = 0
-    for name, (dtype, shape) in named:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % 8)
+    sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (dtype, shape) in named}
+    head = safetensors_head((name, _CODES[dtype], shape, sizes[name]) for name, (dtype, shape) in named)
+    start, at = len(head), sum(sizes.values())
     try:
         with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(told)) + told)
-            start = file.tell()
+            file.write(head)
             if at and hasattr(os, "posix_fallocate"):  # a map of space that is not there ends the process when written
                 os.posix_fallocate(file.fileno(), start, at)
             file.truncate(start + at)
         made: dict[str, np.ndarray] = {}
         at = start
         for name, (dtype, shape) in named:
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            made[name] = np.memmap(path, dtype, "r+", at, shape) if size else np.zeros(shape, dtype)
-            at += size
+            made[name] = np.memmap(path, dtype, "r+", at, shape) if sizes[name] else np.zeros(shape, dtype)
+            at += sizes[name]
     except OSError as error:
         raise ResourceError(f"'{path}' of {at:,} bytes cannot be written: {error.strerror or error}.") from error
     return made

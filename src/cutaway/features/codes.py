@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import InputError
+from .products import group_sums, offsets_of
 
 PIECE = 1 << 24  # numbers of the widest table that is made at once: 64 MiB in single precision
 
@@ -50,18 +50,13 @@ class Codes:
 
     def decode(self, decoder: Float[Tensor, "latents d"]) -> Float[Tensor, "rows d"]:
         """The weighted sums of the decoder's rows: only those of latents that fired are read."""
-        if len(self) == 0:
-            return decoder.new_zeros(0, decoder.shape[1])
-        values = self.values.to(decoder.dtype)
-        return functional.embedding_bag(self.latents, decoder, self.offsets[:-1], mode="sum", per_sample_weights=values)
+        return group_sums(decoder, self.offsets, self.latents, self.values.to(decoder.dtype))
 
     @staticmethod
     def of(table: Float[Tensor, "rows latents"]) -> Codes:
         """The codes in a full table."""
         rows, latents = table.nonzero(as_tuple=True)
-        offsets = torch.zeros(len(table) + 1, dtype=torch.long, device=table.device)
-        offsets[1:] = torch.bincount(rows, minlength=len(table)).cumsum(0)
-        return Codes(offsets, latents, table[rows, latents], table.shape[1])
+        return Codes(offsets_of(rows, len(table)), latents, table[rows, latents], table.shape[1])
 
     @staticmethod
     def joined(pieces: list[Codes]) -> Codes:

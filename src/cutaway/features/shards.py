@@ -12,12 +12,10 @@ import itertools
 import json
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 from ..errors import CutawayError, FormatError, ResourceError
 from ..formats import open_checkpoint
 from ..formats.checkpoint import Checkpoint
+from ..formats.writing import safetensors_head
 from .data import content
 
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
@@ -60,24 +59,16 @@ class Shard:
 
 def write_shard(folder: Path, first: int, last: int, rows: int, tensors: Mapping[str, Sequence[Tensor]]) -> Shard:
     """Write a shard of tensors, each given in pieces along the first axis. Raises ResourceError from the disk."""
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps({"first": first, "last": last, "rows": rows})}}
-    start = 0
     # Wide numbers first, so that every tensor is aligned to its own.
     names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
-    for name in names:
-        pieces = tensors[name]
-        stop = start + sum(piece.nbytes for piece in pieces)
-        shape = [sum(len(piece) for piece in pieces), *pieces[0].shape[1:]]
-        header[name] = {"dtype": STORED[pieces[0].dtype], "shape": shape, "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    told = {_KEY: json.dumps({"first": first, "last": last, "rows": rows})}
+    head = safetensors_head(((name, *_described(tensors[name])) for name in names), told)
     digest = hashlib.sha256()
     partial = folder / f"{_PARTIAL}{os.getpid()}"
     try:
         with partial.open("wb") as file:
-            head: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text]
-            for part in itertools.chain(head, (content(piece) for name in names for piece in tensors[name])):
+            start: list[bytes | memoryview] = [head]
+            for part in itertools.chain(start, (content(piece) for name in names for piece in tensors[name])):
                 digest.update(part)
                 file.write(part)
             file.flush()
@@ -93,6 +84,12 @@ def write_shard(folder: Path, first: int, last: int, rows: int, tensors: Mapping
             "are kept, so make room and collect again with the same arguments."
         ) from error
     return shard_at(path)
+
+
+def _described(pieces: Sequence[Tensor]) -> tuple[str, list[int], int]:
+    """Code, shape and bytes of a tensor in pieces."""
+    shape = [sum(len(piece) for piece in pieces), *pieces[0].shape[1:]]
+    return STORED[pieces[0].dtype], shape, sum(piece.nbytes for piece in pieces)
 
 
 def sync(folder: Path) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from ..errors import InputError
 from .card import Place
 from .codes import Codes
+from .products import offsets_of
 
 SITE = "world"
 _CHILD = 0.8  # children of a hierarchical feature that are on with it, on average
@@ -133,9 +134,7 @@ class World:
         seen = nodes < features
         key = (rows[seen] * features + nodes[seen]).sort().values
         rows, latents = key // features, key % features
-        offsets = torch.zeros(count + 1, dtype=torch.long)
-        offsets[1:] = torch.bincount(rows, minlength=count).cumsum(0)
-        codes = Codes(offsets, latents, MAGNITUDES[self.magnitudes](len(key), generator), features)
+        codes = Codes(offsets_of(rows, count), latents, MAGNITUDES[self.magnitudes](len(key), generator), features)
         made = codes.decode(self.directions)
         if self.noise:
             made = made + self.noise * torch.randn(made.shape, generator=generator)

@@ -1,8 +1,13 @@
-"""Files written whole or not at all: beside their place first, then put there in one step."""
+"""Files written whole or not at all: beside their place first, then put there in one step; and what begins a
+safetensors file, for those who write its tensors piece by piece.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,3 +34,18 @@ def write_whole(path: str | Path, data: bytes) -> Path:
             partial.unlink(missing_ok=True)
         raise ResourceError(f"The file {str(path)!r} cannot be written: {why}.") from error
     return path
+
+
+def safetensors_head(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What comes before the bytes of tensors (name, code of the dtype, shape, bytes), which follow in this order
+    without gaps; they begin at a multiple of eight."""
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    start = 0
+    for name, code, shape, size in tensors:
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from cutaway.errors import ProjectError
+from cutaway.formats.writing import safetensors_head
 from cutaway.project.texts import clean_line
 
 SHARD_BYTES = 128 << 20
@@ -185,19 +186,12 @@ def _groups(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _write(folder: Path, arrays: dict[str, np.ndarray]) -> StagedShard:
-    header: dict[str, dict[str, object]] = {}
-    offset = 0
-    for name, array in arrays.items():
-        stop = offset + array.nbytes
-        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, stop]}
-        offset = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    head = safetensors_head((name, _CODES[one.dtype.name], one.shape, one.nbytes) for name, one in arrays.items())
     digest = hashlib.sha256()
     temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
-            for piece in _pieces(struct.pack("<Q", len(text)) + text, arrays):
+            for piece in _pieces(head, arrays):
                 digest.update(piece)
                 file.write(piece)
             file.flush()
@@ -205,7 +199,8 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> StagedShard:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return StagedShard(temporary, digest.hexdigest(), tuple(arrays), 8 + len(text) + offset)
+    size = len(head) + sum(array.nbytes for array in arrays.values())
+    return StagedShard(temporary, digest.hexdigest(), tuple(arrays), size)
 
 
 def _pieces(head: bytes, arrays: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
